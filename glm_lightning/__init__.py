@@ -1,0 +1,33 @@
+"""Fine-tune ChatGLM and GLM models with PyTorch Lightning and Hydra.
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glm_lightning.inference.loading import GLM
+    from glm_lightning.training import Run
+
+__all__ = ["load", "train"]
+__version__ = "0.1.0"
+
+
+def load(source: Any, **options: Any) -> GLM:
+    """Load a finished run, an adapter, a model folder, a name on the hub, or ``"demo"``, ready to answer.
+
+    See `glm_lightning.inference.loading.load` for the options: ``dtype``, ``adapter``, ``device``.
+    """
+    from glm_lightning.inference import loading
+
+    return loading.load(source, **options)
+
+
+def train(overrides: Sequence[str] = ()) -> Run:
+    """Fine-tune as ``python train.py`` does with these overrides: ``train(["method=full", "optimizer.lr=1e-4"])``."""
+    from glm_lightning import config, training
+
+    return training.run(config.compose(list(overrides)), overrides=list(overrides))

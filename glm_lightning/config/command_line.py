@@ -1,0 +1,85 @@
+"""From what a shell user typed to what Hydra is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from glm_lightning.config import composing
+from glm_lightning.config.overrides import problems_of
+from glm_lightning.config.quoting import quote
+from glm_lightning.types import UserError
+
+FLAGS_WITH_VALUE = frozenset(
+    {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+    | {"--experimental-rerun", "--info", "-i"}
+)
+"""Hydra's flags that are followed by a word of their own."""
+
+# With these, Hydra does something else than compose conf/ alone.
+_FOREIGN_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
+_FOREIGN_FOLDERS = ("--config-path", "-cp", "--config-dir", "-cd", "hydra.searchpath")
+
+
+def arguments(argv: Sequence[str]) -> list[str]:
+    """Return the command line (without the program's name) as Hydra needs it: every override checked and quoted.
+
+    Hydra's flags and ``hydra.*`` are left alone. Where yaml files outside of conf/ are given, only quotes are put.
+
+    Raises:
+        UserError: unknown groups, options and keys, bad syntax, sweeps without ``-m``; all of them at once.
+    """
+    places = _override_places(argv)
+    multirun = _is_multirun(argv)
+    quoted = list(argv)
+    for place in places:
+        quoted[place] = quote(argv[place], multirun=multirun)
+    if not any(argument.startswith(_FOREIGN_FLAGS + _FOREIGN_FOLDERS) for argument in argv):
+        _check([quoted[place] for place in places], multirun=multirun, config_name=_config_name(argv))
+    return quoted
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose conf/train.yaml with overrides as a shell user would type them.
+
+    Raises:
+        UserError: as `arguments` does.
+    """
+    quoted = [quote(override, multirun=False) for override in overrides]
+    _check(quoted, multirun=False, config_name=composing.CONFIG_NAME)
+    with composing.opened():
+        try:
+            return composing.composed(quoted)
+        except composing.ERRORS as error:
+            raise UserError(str(error)) from error
+
+
+def _check(overrides: Sequence[str], *, multirun: bool, config_name: str) -> None:
+    if problems := problems_of(overrides, multirun=multirun, config_name=config_name):
+        raise UserError(problems)
+
+
+def _override_places(argv: Sequence[str]) -> list[int]:
+    return [
+        place
+        for place, argument in enumerate(argv)
+        if not argument.startswith("-") and not (place and argv[place - 1] in FLAGS_WITH_VALUE)
+    ]
+
+
+def _is_multirun(argv: Sequence[str]) -> bool:
+    """``-m``, or a file of conf/sweep/, each of which sets hydra.mode."""
+    return any(
+        argument in ("-m", "--multirun", "hydra.mode=MULTIRUN")
+        or (argument.startswith("sweep=") and argument not in ("sweep=", "sweep=null"))
+        for argument in argv
+    )
+
+
+def _config_name(argv: Sequence[str]) -> str:
+    for place, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-name", "-cn"):
+            return value if equals else "".join(argv[place + 1 : place + 2])
+    return composing.CONFIG_NAME

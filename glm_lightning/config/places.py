@@ -1,0 +1,30 @@
+"""Where the yaml files and the entry point lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+import glm_lightning
+
+
+def register() -> None:
+    """Let ``${package:demo/data/train.jsonl}`` in a yaml stand for a file that travels with the package."""
+    OmegaConf.register_new_resolver("package", _in_package, replace=True)
+
+
+def _in_package(path: str) -> str:
+    return str(Path(glm_lightning.__file__).resolve().parent / path)
+
+
+def conf_dir() -> Path:
+    """The folder of the yaml files: inside the package in a wheel, beside it in a checkout."""
+    package = Path(glm_lightning.__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def entry_point() -> Path:
+    """train.py; it lies beside `conf_dir`."""
+    return conf_dir().parent / "train.py"

@@ -1,0 +1,203 @@
+"""Encoded samples in a memory-mapped file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from glm_lightning.data import cache
+from glm_lightning.data.encoding import Encoder, digest
+from glm_lightning.data.formats import Format
+from glm_lightning.data.reading import Problems, read
+from glm_lightning.types import IGNORE, Conversation, Origin, Sample, UserError
+
+Int32s = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int64]
+
+
+@final
+class Store:
+    """The file of encoded samples, and the sources it was made from."""
+
+    def __init__(self, folder: Path, *, files: Sequence[Path], format: Format) -> None:
+        self.folder = folder
+        self.files = list(files)
+        self.format = format
+        self.counts: dict[str, int] = json.loads((folder / cache.COUNTS).read_text(encoding="utf-8"))
+        self._source = pa.memory_map(str(folder / cache.ARROW))
+        reader = pa.ipc.open_file(self._source)
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.folder, self.files, self.format)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def column(self, name: str) -> Any:
+        """A column with one value a sample, as an Arrow array."""
+        return pa.chunked_array([batch.column(name) for batch in self._batches], cache.SCHEMA.field(name).type)
+
+    def numbers(self, name: str) -> Int32s:
+        """A column of integers. Shape (samples,)."""
+        return np.asarray(self.column(name).to_numpy(), dtype=np.int32)
+
+    def sample(self, index: int) -> tuple[Int32s, npt.NDArray[np.bool_], bool]:
+        """Ids, mask of what is learned, and whether the sample was shortened."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        batch = self._batches[number]
+        row = index - int(self._ends[number]) + batch.num_rows
+        ids, learned = (
+            batch.column(name)[row].values.to_numpy(zero_copy_only=False) for name in ("input_ids", "learned")
+        )
+        return ids, learned, batch.column("truncated")[row].as_py()
+
+    @cached_property
+    def lengths(self) -> Int32s:
+        """Tokens of each sample. Shape (samples,)."""
+        parts = [batch.column("input_ids").value_lengths().to_numpy() for batch in self._batches]
+        return np.concatenate([*parts, np.empty(0, np.int32)]).astype(np.int32)
+
+    @cached_property
+    def num_supervised(self) -> Int32s:
+        """Labels of each sample that the loss sees: all but the first position's. Shape (samples,)."""
+        return np.concatenate([*map(supervised, self._batches), np.empty(0, np.int32)]).astype(np.int32)
+
+    @cached_property
+    def lines(self) -> npt.NDArray[np.int64]:
+        """File and line of each sample as one number: equal for the samples of one row. Shape (samples,)."""
+        return self.numbers("file").astype(np.int64) << 32 | self.numbers("line").astype(np.int64)
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """Names of the conversations' contents."""
+        return list(self.column("digest").to_pylist())
+
+
+@final
+class Dataset:
+    """Samples by index, with the row that each came from. A subset shares its file with the whole."""
+
+    def __init__(self, store: Store, *, cached: bool, indices: Indices | None = None) -> None:
+        self._store = store
+        self._indices = np.arange(len(store), dtype=np.int64) if indices is None else indices
+        self._conversations: dict[int, Conversation] = {}
+        self.cached = cached
+        """Whether the encoding was found on disk."""
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def lengths(self) -> Int32s:
+        """Tokens of each sample. Shape (samples,)."""
+        return self._store.lengths[self._indices]
+
+    @property
+    def num_supervised(self) -> Int32s:
+        """Labels of each sample that the loss sees. Shape (samples,)."""
+        return self._store.num_supervised[self._indices]
+
+    @property
+    def num_truncated(self) -> int:
+        """How many samples were shortened to the maximum length."""
+        return int(self._store.column("truncated").to_numpy()[self._indices].sum())
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the samples come from."""
+        return len(np.unique(self.rows))
+
+    @property
+    def rows(self) -> Indices:
+        """A number for each sample that is equal for samples of one row and grows with file and line."""
+        return self._store.lines[self._indices]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the sources, the format and everything else the samples were made with."""
+        return self._store.folder.name
+
+    @property
+    def files(self) -> list[Path]:
+        """The files the samples come from."""
+        return self._store.files
+
+    def sample(self, index: int) -> Sample:
+        """Ids and labels of one sample."""
+        ids, learned, truncated = self._store.sample(int(self._indices[index]))
+        return Sample(ids.tolist(), np.where(learned, ids, IGNORE).tolist(), truncated)
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Dataset:
+        """The samples at ``indices``, in that order."""
+        chosen = self._indices[np.asarray(indices, dtype=np.int64)]
+        return Dataset(self._store, cached=self.cached, indices=chosen)
+
+    def digest(self, index: int) -> bytes:
+        """16 bytes that name the content of the sample's conversation."""
+        return self._store.digests[int(self._indices[index])]
+
+    def origin(self, index: int) -> Origin:
+        """File and line of the row."""
+        row = int(self.rows[index])
+        return Origin(self._store.files[row >> 32], row & 0xFFFFFFFF)
+
+    def conversation(self, index: int) -> Conversation:
+        """The turns that a sample covers, read again from the source. For the few that are shown or scored.
+
+        Raises:
+            UserError: the source has changed since it was encoded.
+        """
+        origin = self.origin(index)
+        if index not in self._conversations:
+            self._read_again(origin.path)
+        if index not in self._conversations:
+            raise UserError(f"{origin}: has changed since it was encoded in this run; start again")
+        return self._conversations[index]
+
+    def _read_again(self, path: Path) -> None:
+        """Take the conversations of all samples of this data set from one file."""
+        turns = self._store.numbers("turns")
+        wanted: dict[int, list[int]] = {}
+        for index in range(len(self)):
+            if (origin := self.origin(index)).path == path:
+                wanted.setdefault(origin.line, []).append(index)
+        for row in read(path, Problems()):
+            for index in wanted.get(row.line, ()):
+                parsed = self._store.format.parse(row.value, Origin(path, row.line))
+                if digest(parsed) == self.digest(index):
+                    kept = parsed.messages[: turns[self._indices[index]]]
+                    self._conversations[index] = Conversation(kept, parsed.origin)
+
+
+def load(files: Sequence[Path], *, format: Format, encoder: Encoder, folder: Path) -> Dataset:
+    """The encoded samples of ``files``, from the cache in ``folder`` where they are known.
+
+    Raises:
+        UserError: everything that is wrong with the rows.
+    """
+    target, cached = cache.build(files, format=format, encoder=encoder, folder=folder)
+    return Dataset(Store(target, files=files, format=format), cached=cached)
+
+
+def _reopen(folder: Path, files: list[Path], format: Format) -> Store:
+    return Store(folder, files=files, format=format)
+
+
+def supervised(batch: Any) -> Int32s:
+    """Labels of each row of a record batch that the loss sees, from the column ``learned``. Shape (rows,)."""
+    column = batch.column("learned")
+    offsets = column.offsets.to_numpy()
+    learned = column.values.to_numpy(zero_copy_only=False)
+    before = np.concatenate([[0], np.cumsum(learned)])
+    starts, ends = offsets[:-1], offsets[1:]
+    first = learned[np.minimum(starts, max(len(learned) - 1, 0))] & (ends > starts)
+    return np.asarray(before[ends] - before[starts] - first, dtype=np.int32)

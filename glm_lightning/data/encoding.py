@@ -1,0 +1,175 @@
+"""Conversations to ids and labels: many at once, over-long ones shortened without losing an answer's end."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from glm_lightning.data.reading import Problems
+from glm_lightning.templates import Template
+from glm_lightning.tokenizers import Tokenizer
+from glm_lightning.types import IGNORE, Conversation, Sample, Segment, UserError
+
+VERSION = 1
+"""Part of the cache's key: to be raised when the same rows would give other ids, labels or columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sample, and how many turns of its conversation lead up to and include its last learned answer."""
+
+    conversation: Conversation
+    turns: int
+    input_ids: list[int]
+    learned: list[bool]
+    truncated: bool
+
+    def sample(self) -> Sample:
+        """With labels in place of the mask."""
+        labels = [i if learn else IGNORE for i, learn in zip(self.input_ids, self.learned, strict=True)]
+        return Sample(self.input_ids, labels, self.truncated)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A sample before encoding: what it is rendered from, and its segments."""
+
+    source: Conversation  # as the row gave it
+    turns: int
+    conversation: Conversation  # of which this sample is the only one
+    segments: list[Segment]
+
+
+@final
+class Encoder:
+    """Renders with a template, encodes with a tokenizer, and shortens what is longer than ``max_length`` tokens.
+
+    Of a conversation that is too long the oldest rounds (a user's turn and all that answers it) are left out, the
+    system turn is kept. If the last exchange alone is too long, its longest texts are cut at their ends to one common
+    length; control tokens, and with them the token that ends the answer, are never cut.
+    """
+
+    def __init__(self, *, tokenizer: Tokenizer, template: Template, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._max_length = max_length
+
+    @property
+    def fingerprints(self) -> tuple[str, str, int, int]:
+        """What the ids and labels of a conversation depend on."""
+        return self._tokenizer.fingerprint, self._template.fingerprint, self._max_length, VERSION
+
+    def encode(self, conversations: Sequence[Conversation], problems: Problems | None = None) -> list[Encoded]:
+        """The samples of all conversations, in order. Texts are encoded in one call, so that all threads work.
+
+        Raises:
+            UserError: a conversation cannot be rendered or shortened. With ``problems`` it goes there instead, if the
+                conversation has an origin, and the conversation has no samples.
+        """
+        views: list[_View] = []
+        for conversation in conversations:
+            try:
+                views += self._views(conversation)
+            except UserError as error:
+                _report(error, conversation, problems)
+        ids = self._ids([view.segments for view in views])
+        encoded = []
+        for view, pieces in zip(views, ids, strict=True):
+            try:
+                encoded.append(self._finished(view, pieces))
+            except UserError as error:
+                _report(error, view.source, problems)
+        return encoded
+
+    def _views(self, conversation: Conversation) -> list[_View]:
+        samples = self._template.render(conversation)
+        messages = conversation.messages
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant" and message.learned]
+        if len(samples) == 1:
+            turns = answers[-1] + 1 if answers else len(messages)
+            return [_View(conversation, turns, conversation, samples[0])]
+        return [
+            _View(conversation, i + 1, _only_last(conversation, i), segments)
+            for i, segments in zip(answers, samples, strict=True)
+        ]
+
+    def _ids(self, samples: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
+        """Ids of every segment. A text that occurs often (a newline, a role's name) is encoded once."""
+        texts = dict.fromkeys(s.text for segments in samples for s in segments if s.control is None)
+        ids = dict(zip(texts, self._tokenizer.encode(list(texts)), strict=True))
+        controls = self._tokenizer.controls
+        return [[ids[s.text] if s.control is None else [controls[s.control]] for s in segments] for segments in samples]
+
+    def _finished(self, view: _View, pieces: list[list[int]]) -> Encoded:
+        truncated = sum(map(len, pieces)) > self._max_length
+        segments = view.segments
+        if truncated:
+            segments, pieces = self._shortened(view)
+        learned = [segment.learn for segment, piece in zip(segments, pieces, strict=True) for _ in piece]
+        input_ids = [i for piece in pieces for i in piece]
+        return Encoded(view.source, view.turns, input_ids, learned, truncated)
+
+    def _shortened(self, view: _View) -> tuple[list[Segment], list[list[int]]]:
+        """Fewer rounds; if the fewest possible are still too long, level texts."""
+        messages = view.conversation.messages
+        last_learned = max((i for i, message in enumerate(messages) if message.learned), default=len(messages))
+        starts = [i for i, message in enumerate(messages[:last_learned]) if message.role == "user"]
+        system = messages[:1] if messages[0].role == "system" else ()
+
+        @functools.cache
+        def from_round(number: int) -> tuple[list[Segment], list[list[int]]]:
+            newest = messages[starts[number] :] if starts else messages[len(system) :]
+            kept = replace(view.conversation, messages=(*system, *newest))
+            segments = self._template.render(kept)[-1]
+            return segments, self._ids([segments])[0]
+
+        def fits(number: int) -> bool:
+            return sum(map(len, from_round(number)[1])) <= self._max_length
+
+        fewest = max(len(starts) - 1, 0)
+        segments, pieces = from_round(bisect.bisect_left(range(fewest), True, key=fits))
+        return segments, self._levelled(segments, pieces)
+
+    def _levelled(self, segments: Sequence[Segment], pieces: list[list[int]]) -> list[list[int]]:
+        """Texts cut to the largest common length with which all fits."""
+        texts = [len(piece) for segment, piece in zip(segments, pieces, strict=True) if segment.control is None]
+        budget = self._max_length - (len(pieces) - len(texts))
+        if budget < len(texts):
+            raise UserError(
+                f"data.max_length={self._max_length} leaves no room for the texts of a single exchange between its "
+                f"{len(pieces) - len(texts)} control tokens; raise it"
+            )
+
+        def exceeds(length: int) -> bool:
+            return sum(min(each, length) for each in texts) > budget
+
+        length = bisect.bisect_left(range(max(texts, default=0) + 1), True, key=exceeds) - 1
+        return [piece if segment.control else piece[:length] for segment, piece in zip(segments, pieces, strict=True)]
+
+
+def digest(conversation: Conversation) -> bytes:
+    """16 bytes that name the content: roles and texts. Equal for conversations that say the same."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for message in conversation.messages:
+        content = message.content.encode("utf-8")
+        hasher.update(b"%s %d " % (message.role.encode(), len(content)))
+        hasher.update(content)
+    return hasher.digest()
+
+
+def _only_last(conversation: Conversation, answer: int) -> Conversation:
+    """The conversation up to an answer, of which only that answer is learned."""
+    earlier = (replace(m, learn=False) if m.role == "assistant" else m for m in conversation.messages[:answer])
+    return replace(conversation, messages=(*earlier, conversation.messages[answer]))
+
+
+def _report(error: UserError, conversation: Conversation, problems: Problems | None) -> None:
+    if problems is None or conversation.origin is None:
+        raise error
+    origin = str(conversation.origin)
+    texts = [text if text.startswith(origin) else f"{origin}: {text}" for text in error.problems]
+    problems.add(conversation.origin.path, *texts)

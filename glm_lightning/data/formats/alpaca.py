@@ -1,0 +1,42 @@
+"""Alpaca: instruction, input, output, with optional history and system text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from glm_lightning.data.formats.base import Format, pairs, text
+from glm_lightning.types import Message
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alpaca(Format):
+    """Rows with an instruction and an output. The input, if any, follows the instruction after a newline.
+
+    Args:
+        instruction: column of the instruction.
+        input: column of the optional input.
+        output: column of the answer.
+        history: column of the optional earlier [question, answer] pairs.
+        system: column of the optional system text.
+        learn_history: whether the answers in the history are learned too.
+    """
+
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    history: str = "history"
+    system: str = "system"
+    learn_history: bool = True
+
+    def turns(self, row: Mapping[str, Any], faults: list[str]) -> list[Message]:
+        """System text, history, instruction with input, output; see `Format.turns`."""
+        system = text(row, self.system, faults, required=False)
+        history = pairs(row, self.history, faults, learn=self.learn_history)
+        instruction = text(row, self.instruction, faults)
+        extra = text(row, self.input, faults, required=False)
+        question = f"{instruction}\n{extra}" if extra else instruction
+        turns = [*history, Message("user", question), Message("assistant", text(row, self.output, faults))]
+        return [Message("system", system), *turns] if system else turns

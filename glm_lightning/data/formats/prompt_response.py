@@ -1,0 +1,38 @@
+"""Two columns, a prompt and a response, under any names; optionally a history of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from glm_lightning.data.formats.base import Format, pairs, text
+from glm_lightning.types import Message
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptResponse(Format):
+    """Rows with a prompt and a response: AdvertiseGen (content, summary), THUDM's chats (prompt, response, history).
+
+    Args:
+        prompt: column of the user's text.
+        response: column of the answer.
+        history: column of the optional earlier [question, answer] pairs.
+        system: column of the optional system text.
+        learn_history: whether the answers in the history are learned too.
+    """
+
+    prompt: str = "prompt"
+    response: str = "response"
+    history: str = "history"
+    system: str = "system"
+    learn_history: bool = True
+
+    def turns(self, row: Mapping[str, Any], faults: list[str]) -> list[Message]:
+        """System text, history, prompt, response; see `Format.turns`."""
+        system = text(row, self.system, faults, required=False)
+        turns = pairs(row, self.history, faults, learn=self.learn_history)
+        turns.append(Message("user", text(row, self.prompt, faults)))
+        turns.append(Message("assistant", text(row, self.response, faults)))
+        return [Message("system", system), *turns] if system else turns

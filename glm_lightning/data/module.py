@@ -1,0 +1,202 @@
+"""The LightningDataModule: files in, micro-batches out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, final
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from glm_lightning.data.dataset import Dataset
+from glm_lightning.data.formats import Format
+from glm_lightning.data.plan import MicroBatch, Plan, evaluation_batches, padded_lengths
+from glm_lightning.data.sources import Splits, load_splits
+from glm_lightning.templates import Template
+from glm_lightning.tokenizers import Tokenizer
+from glm_lightning.types import IGNORE, Batch, UserError
+
+
+@final
+class DataModule(pl.LightningDataModule):
+    """Train, validation and test rows of one format.
+
+    Args:
+        train: file, folder or glob, or several of them.
+        format: how a row is read.
+        val: the same, or how many rows (a count, or a share below 1) of ``train`` are set aside.
+        test: the same as ``val``.
+        split: ``seeded`` sets aside by content and seed, ``last`` the last rows.
+        seed: of the split and of the order.
+        max_length: longest sample in tokens; longer ones are truncated, and counted.
+        batch_size: rows of an optimizer step, over all devices and accumulated micro-batches.
+        max_tokens: padded positions of a micro-batch.
+        pad_to_multiple: positions are rounded up to a multiple of this.
+        cache_dir: folder of encoded data.
+        num_workers: processes that read ahead; 0 reads in the training process.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str | list[str],
+        format: Format,
+        val: str | list[str] | int | float | None = None,
+        test: str | list[str] | int | float | None = None,
+        split: Literal["seeded", "last"] = "seeded",
+        seed: int = 0,
+        max_length: int = 1024,
+        batch_size: int = 16,
+        max_tokens: int = 4096,
+        pad_to_multiple: int = 64,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        numbers = {"max_length": max_length, "batch_size": batch_size, "pad_to_multiple": pad_to_multiple}
+        problems = [f"data.{key} is {value}: must be 1 or more" for key, value in numbers.items() if value < 1]
+        if max_tokens < max_length:
+            problems.append(
+                f"data.max_tokens is {max_tokens}: must hold at least one sample of data.max_length={max_length}"
+            )
+        if problems:
+            raise UserError(problems)
+        self._source: dict[str, Any] = {"train": train, "val": val, "test": test, "format": format, "split": split}
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.max_length = max_length
+        self.batch_size, self.max_tokens, self.pad_to_multiple = batch_size, max_tokens, pad_to_multiple
+        self.seed, self.num_workers = seed, num_workers
+
+    def load(self, tokenizer: Tokenizer, template: Template) -> Splits:
+        """Read, judge and encode all rows (or find them encoded); done before any model is loaded."""
+        self.splits = load_splits(
+            **self._source,
+            seed=self.seed,
+            max_length=self.max_length,
+            cache_dir=self._cache_dir,
+            tokenizer=tokenizer,
+            template=template,
+        )
+        self._pad_id = tokenizer.pad_id
+        return self.splits
+
+    def schedule(self, *, world_size: int, accumulate: int | Literal["auto"], epochs: int) -> Plan:
+        """Fix the plan of all epochs; ``auto`` takes the fewest micro-batches that fit the token budget."""
+        plan = Plan(
+            lengths=self.splits.train.lengths,
+            num_supervised=self.splits.train.num_supervised,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            pad_to_multiple=self.pad_to_multiple,
+            seed=self.seed,
+            world_size=world_size,
+            accumulate=1 if accumulate == "auto" else accumulate,
+        )
+        if accumulate == "auto":
+            plan = replace(plan, accumulate=plan.needed(epochs))
+        plan.check(epochs)
+        self.plan = plan
+        return plan
+
+    def description(self) -> dict[str, Any]:
+        """What the data is: files, rows, tokens, and a fingerprint of all that decides the samples."""
+        return {
+            name: {
+                "files": [str(file) for file in part.files],
+                "fingerprint": part.fingerprint,
+                "samples": len(part),
+                "tokens": int(part.lengths.sum()),
+                "supervised_tokens": int(part.num_supervised.sum()),
+                "truncated": part.num_truncated,
+            }
+            for name, part in self.splits.parts.items()
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches of this rank. Lightning asks after it has restored a checkpoint's progress."""
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop
+        sampler = _Epochs(
+            self.plan,
+            rank=self.trainer.global_rank,
+            epoch=progress.epoch_progress.current.processed,
+            start=progress.epoch_loop.batch_progress.current.ready,
+        )
+        return self._loader(self.splits.train, sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """All validation rows once, spread over the ranks; an empty list where there are none."""
+        assert self.trainer is not None
+        if self.splits.val is None:
+            return []
+        batches = evaluation_batches(
+            self.splits.val.lengths,
+            max_tokens=self.max_tokens,
+            pad_to_multiple=self.pad_to_multiple,
+            world_size=self.trainer.world_size,
+        )
+        mine = [MicroBatch(rows, 1) for rows in batches[self.trainer.global_rank :: self.trainer.world_size]]
+        return self._loader(self.splits.val, mine)
+
+    def _loader(self, dataset: Dataset, sampler: Sampler[MicroBatch] | Sequence[MicroBatch]) -> DataLoader[Batch]:
+        return DataLoader(
+            _MicroBatches(dataset, pad_id=self._pad_id, pad_to_multiple=self.pad_to_multiple),
+            sampler=sampler,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _Epochs(Sampler[MicroBatch]):
+    """This rank's micro-batches, epoch by epoch, the first epoch from ``start`` on."""
+
+    def __init__(self, plan: Plan, *, rank: int, epoch: int, start: int) -> None:
+        self._plan, self._rank = plan, rank
+        self._epoch, self._start = epoch, {epoch: start}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of every epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return self._plan.micro_batches(self._epoch, rank=self._rank, start=self._start.get(self._epoch, 0))
+
+    def __len__(self) -> int:
+        return self._plan.num_micro_batches
+
+
+class _MicroBatches(TorchDataset[Batch]):
+    """Samples by the micro-batch, padded on the right."""
+
+    def __init__(self, dataset: Dataset, *, pad_id: int, pad_to_multiple: int) -> None:
+        self._dataset, self._pad_id, self._multiple = dataset, pad_id, pad_to_multiple
+
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        if not micro_batch.rows:
+            return self._filler(micro_batch)
+        samples = [self._dataset.sample(row) for row in micro_batch.rows]
+        lengths = torch.tensor([len(sample.input_ids) for sample in samples])
+        width = int(padded_lengths(lengths.numpy(), self._multiple).max())
+        input_ids = torch.full((len(samples), width), self._pad_id)
+        labels = torch.full((len(samples), width), IGNORE)
+        for row, sample in enumerate(samples):
+            input_ids[row, : lengths[row]] = torch.tensor(sample.input_ids)
+            labels[row, : lengths[row]] = torch.tensor(sample.labels)
+        return Batch(input_ids, labels, lengths, micro_batch.step_tokens, list(micro_batch.rows))
+
+    def _filler(self, micro_batch: MicroBatch) -> Batch:
+        """One row of padding with nothing to learn: its loss and its gradients are zero."""
+        shape = (1, self._multiple)
+        ids, labels = torch.full(shape, self._pad_id), torch.full(shape, IGNORE)
+        return Batch(ids, labels, torch.zeros(1, dtype=torch.int64), micro_batch.step_tokens, [-1])

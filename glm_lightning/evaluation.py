@@ -1,0 +1,104 @@
+"""Ask a model what a data set asks, and score its answers."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
+
+from rich.console import Console
+from rich.progress import Progress
+
+from glm_lightning.inference.generation import generate
+from glm_lightning.inference.prompts import prompt_ids
+from glm_lightning.metrics import Metric
+from glm_lightning.templates import Template
+from glm_lightning.tokenizers import Tokenizer
+from glm_lightning.types import Conversation, UserError
+
+
+class Conversations(Protocol):
+    """What is needed of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def conversation(self, index: int, /) -> Conversation:
+        """The row's turns, an answer among them."""
+        ...
+
+
+class Answered(TypedDict):
+    """One row: what was asked (the turns' texts, a line break between them), what should have come, what came."""
+
+    prompt: str
+    reference: str
+    answer: str
+    origin: str  # file:line, empty where unknown
+    finished: bool  # the model ended the answer itself
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the metrics say of all answers, by name, with ``finished`` (percentage); and the answers in row order."""
+
+    metrics: dict[str, float]
+    answers: list[Answered]
+
+
+def score(
+    network: Any,
+    dataset: Conversations,
+    *,
+    tokenizer: Tokenizer,
+    template: Template,
+    metrics: Sequence[Metric],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    limit: int | None = None,
+) -> Scores:
+    """Answer the last question of each row greedily and compare with the row's own last answer.
+
+    Only the first ``limit`` rows are asked (None: all); the network's training mode and torch's random state stay.
+
+    Raises:
+        UserError: there is no row to ask.
+    """
+    rows = [dataset.conversation(i) for i in range(len(dataset))[:limit]]
+    if not rows:
+        raise UserError("evaluation: there is no row to answer; give data with answers, and a limit of at least 1")
+    with _progress(len(rows)) as advance:
+        answers = generate(
+            network,
+            prompt_ids([template.prompt(row.prompt()) for row in rows], tokenizer),
+            stop_ids=[tokenizer.control_id(name) for name in template.stop_tokens],
+            pad_id=tokenizer.pad_id,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=advance,
+        )
+    texts = [template.clean(tokenizer.decode(answer.ids)) for answer in answers]
+    references = [row.answer() for row in rows]
+    values = {name: value for metric in metrics for name, value in metric(texts, references).items()}
+    values["finished"] = 100 * statistics.fmean(answer.finished for answer in answers)
+    answered = [_answered(row, text, answer.finished) for row, text, answer in zip(rows, texts, answers, strict=True)]
+    return Scores(values, answered)
+
+
+def _answered(row: Conversation, text: str, finished: bool) -> Answered:
+    return Answered(
+        prompt="\n".join(message.content for message in row.prompt().messages),
+        reference=row.answer(),
+        answer=text,
+        origin=str(row.origin or ""),
+        finished=finished,
+    )
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("answering", total=total)
+        yield lambda answered: progress.advance(task, answered)

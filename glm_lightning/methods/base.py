@@ -1,0 +1,204 @@
+"""What all methods share: optimizers, logging, exact accumulation, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel
+
+from glm_lightning.objectives.base import Objective
+from glm_lightning.optim import NamedParameters
+from glm_lightning.types import Batch, UserError
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a method is given at run time, beside the knobs of its yaml."""
+
+    load: Callable[[], PreTrainedModel]
+    objective: Objective
+    optimizer: Callable[[NamedParameters], torch.optim.Optimizer]
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler]
+    seed: int
+    base: str  # fingerprint of the base network
+    base_dtype: torch.dtype = torch.float32  # the type of the base's weights on disk
+    log_every_n_steps: int = 1
+
+
+class Method(pl.LightningModule, ABC):
+    """A network with a part of it that is trained.
+
+    The network is built in `configure_model`, so constructing a method costs nothing and every strategy can decide
+    where its weights go. Leaves are final and say three things: what is trained (`adapt`), how to look past it
+    (`without_adaptation`) and what is left behind (`save`).
+    """
+
+    trains_base: ClassVar[bool]
+    """Whether the base's own weights change: then mixed precision holds them in float32."""
+
+    artefact: ClassVar[Literal["adapter", "model"]]
+    """What `save` writes: PEFT's adapter folder or a whole Hugging Face folder."""
+
+    def __init__(self, ingredients: Ingredients) -> None:
+        super().__init__()
+        self.ingredients = ingredients
+        self.network: nn.Module | None = None
+        # Checkpoints hold only what was trained; `on_load_checkpoint` is stricter than Lightning about the rest.
+        self.strict_loading = False
+        self._step_total = torch.zeros(())
+        self._validation = torch.zeros(3, dtype=torch.float64)
+        self._seen_by_optimizer: dict[str, float | Tensor] = {}
+
+    @abstractmethod
+    def adapt(self, network: PreTrainedModel) -> nn.Module:
+        """Make ``network`` one in which exactly the parameters to be trained require a gradient."""
+
+    @abstractmethod
+    def without_adaptation(self) -> AbstractContextManager[None]:
+        """While it is entered, the network answers as its base."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what was trained into ``folder``, in the standard format that `artefact` names."""
+
+    # -- building
+
+    def configure_model(self) -> None:
+        """Load and adapt the network. Lightning calls this once per entry point; only the first does anything."""
+        if self.network is not None:
+            return
+        network = self.adapt(self.ingredients.load())
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise UserError(f"method={type(self).__name__.lower()}: nothing in this network is trained")
+        network.train()
+        self.network = network
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over what is trained, its schedule moving once per optimizer step."""
+        optimizer = self.ingredients.optimizer(self._network.named_parameters())
+        scheduler = self.ingredients.scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def _network(self) -> nn.Module:
+        assert self.network is not None, "configure_model comes first"
+        return self.network
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    # -- training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make randomness a function of (seed, step, micro-batch, rank): a resumed run needs no random state."""
+        place = (self.trainer.global_step, batch_idx, self.global_rank)
+        seed = self.ingredients.seed
+        for number in place:
+            # Two rounds of a 64-bit linear congruential generator (Knuth's MMIX constants) mix the numbers.
+            seed = ((seed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**64
+        torch.manual_seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The micro-batch's share of the step's mean over all its supervised tokens.
+
+        Lightning divides by the number of micro-batches and the ranks' gradients are averaged, so both are put back:
+        what the optimizer sees is the gradient of sum / (tokens of the whole step), whatever the split.
+        """
+        loss = self.ingredients.objective.loss(self._network, batch)
+        self._step_total = self._step_total.to(loss.total) + loss.total.detach() / batch.step_tokens
+        return loss.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_tokens)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over everything trained; a norm that is not finite stops the run."""
+        trained = list(self.trained().values())
+        norm = nn.utils.clip_grad_norm_(trained, gradient_clip_val or math.inf)
+        # float16 has a scaler that skips such steps by itself and lowers its scale
+        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
+            raise UserError(
+                f"step {self.trainer.global_step + 1}: the gradient norm is {norm.item()}; lower optimizer.lr, "
+                "or set trainer.precision=32-true"
+            )
+        self._seen_by_optimizer = {"train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the finished optimizer step: the mean over its tokens, over all micro-batches and ranks."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        if self.trainer.global_step % self.ingredients.log_every_n_steps == 0 or self.trainer.global_step == 1:
+            total = self.trainer.strategy.reduce(self._step_total, reduce_op="sum")
+            self.log("train/loss", total, prog_bar=True)
+            # Lightning takes a metric of this name as the curve's x axis, where it would count from 0 itself
+            self.log_dict(self._seen_by_optimizer | {"step": float(self.trainer.global_step)})
+        self._step_total = torch.zeros_like(self._step_total)
+
+    # -- validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the last time."""
+        self._validation = torch.zeros(3, dtype=torch.float64)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a micro-batch to the sums: negative log-likelihood, tokens, right predictions."""
+        loss = self.ingredients.objective.loss(self._network, batch)
+        self._validation += torch.stack([loss.total.double(), loss.num_tokens, loss.num_correct]).cpu()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, perplexity and token accuracy over all validation tokens of all ranks."""
+        for name, value in self.validation_metrics().items():
+            self.log(name, value, prog_bar=name == "val/loss")
+        self.log("step", float(self.trainer.global_step))
+
+    def validation_metrics(self) -> dict[str, float]:
+        """Exact metrics from the sums of all ranks."""
+        total, num_tokens, num_correct = self.trainer.strategy.reduce(
+            self._validation.to(self.device), reduce_op="sum"
+        ).tolist()
+        loss = total / num_tokens
+        return {
+            "val/loss": loss,
+            "val/perplexity": math.exp(min(loss, 700.0)),
+            "val/token_accuracy": num_correct / num_tokens,
+        }
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what was trained, and the name of the base it belongs to."""
+        checkpoint["state_dict"] = {name: parameter.detach() for name, parameter in self.trained().items()}
+        checkpoint["base"] = self.ingredients.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse one that does not fit: another base, or a key that is missing, surplus or of another shape."""
+        problems = []
+        if checkpoint["base"] != self.ingredients.base:
+            problems.append(
+                f"checkpoint: made on base {checkpoint['base']}, but model.path holds {self.ingredients.base}; "
+                "give the base model that the run was started with"
+            )
+        trained, stored = self.trained(), checkpoint["state_dict"]
+        problems += [f"checkpoint: {name} is missing" for name in sorted(trained.keys() - stored.keys())]
+        problems += [f"checkpoint: {name} is not trained by this method" for name in sorted(stored.keys() - trained)]
+        problems += [
+            f"checkpoint: {name} has shape {tuple(stored[name].shape)}, the network {tuple(parameter.shape)}"
+            for name, parameter in trained.items()
+            if name in stored and stored[name].shape != parameter.shape
+        ]
+        if problems:
+            raise UserError(problems)

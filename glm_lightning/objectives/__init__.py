@@ -1,0 +1,1 @@
+"""What is minimised: one class a file, each ``loss(network, batch) -> Loss``."""

@@ -1,0 +1,112 @@
+"""Optimizer groups and learning-rate schedules: pure functions, called by the methods with what yaml gave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from glm_lightning.types import UserError
+
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+def parameter_groups(named_parameters: NamedParameters, *, weight_decay: float) -> list[dict[str, object]]:
+    """Split parameters into matrices, which decay, and vectors (norms and biases), which do not.
+
+    Sorted by name, so that the order in a checkpoint does not depend on how a network was built.
+    """
+    named = sorted((item for item in named_parameters if item[1].requires_grad), key=lambda item: item[0])
+    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
+    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
+    groups: list[dict[str, object]] = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(
+    named_parameters: NamedParameters,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    fused: bool = True,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) with weight decay on matrices only.
+
+    ``fused`` is one kernel for all parameters. Raises `UserError` for values outside their range.
+    """
+    problems = [
+        f"optimizer.{key} is {value}: must be {rule}"
+        for key, value, rule, fine in (
+            ("lr", lr, "above 0", lr > 0),
+            ("weight_decay", weight_decay, "0 or more", weight_decay >= 0),
+            ("betas", betas, "two numbers in [0, 1)", len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
+            ("eps", eps, "above 0", eps > 0),
+        )
+        if not fine
+    ]
+    if problems:
+        raise UserError(problems)
+    groups = parameter_groups(named_parameters, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+
+
+def warmup_steps(warmup: float, num_steps: int) -> int:
+    """Steps of warm-up: ``warmup`` below 1 is a share of the run, 1 or more a number of steps."""
+    return math.ceil(warmup * num_steps) if warmup < 1 else int(warmup)
+
+
+def cosine(optimizer: torch.optim.Optimizer, *, num_steps: int, warmup: float = 0.0, floor: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then half a cosine down to ``floor`` times the peak at the last step."""
+    return _scheduled(
+        optimizer, num_steps, warmup, lambda share: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share))
+    )
+
+
+def linear(optimizer: torch.optim.Optimizer, *, num_steps: int, warmup: float = 0.0, floor: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then a straight line down to ``floor`` times the peak at the last step."""
+    return _scheduled(optimizer, num_steps, warmup, lambda share: 1 - (1 - floor) * share)
+
+
+def constant(optimizer: torch.optim.Optimizer, *, num_steps: int, warmup: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then the peak to the end."""
+    return _scheduled(optimizer, num_steps, warmup, lambda share: 1.0)
+
+
+def warmup_stable_decay(
+    optimizer: torch.optim.Optimizer, *, num_steps: int, warmup: float = 0.0, decay: float = 0.2, floor: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up, the peak, then a straight line down over the last ``decay`` (a share) of the run.
+
+    Source: Hu et al. 2024, arXiv:2404.06395, with a linear decay.
+    """
+    if not 0 < decay <= 1:
+        raise UserError(f"scheduler.decay is {decay}: must be a share of the run in (0, 1]")
+    after = num_steps - warmup_steps(warmup, num_steps)
+    width = min(1.0, decay * num_steps / max(1, after))
+    return _scheduled(
+        optimizer, num_steps, warmup, lambda share: 1 - (1 - floor) * max(0.0, (share - (1 - width)) / width)
+    )
+
+
+def _scheduled(
+    optimizer: torch.optim.Optimizer, num_steps: int, warmup: float, after: Callable[[float], float]
+) -> LambdaLR:
+    """Factor of step ``s`` (0-based): (s + 1) / (w + 1) while s < w, then ``after`` of the share gone since."""
+    if warmup < 0:
+        raise UserError(f"scheduler.warmup is {warmup}: must be 0 or more (below 1: a share of the run)")
+    first = warmup_steps(warmup, num_steps)
+
+    def factor(step: int) -> float:
+        if step < first:
+            return (step + 1) / (first + 1)
+        return after(min(1.0, (step - first) / max(1, num_steps - first)))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,70 @@
+"""The one interface over every kind of tokenizer file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glm_lightning.types import UserError
+
+
+class Tokenizer(ABC):
+    """Text to ids and back, with control tokens (`<|user|>`, `</s>`, ...) reachable by name only.
+
+    No text can become a control token: `encode` treats ``"<|user|>"`` as seven characters like any others. Control
+    tokens come from `control_id`.
+    """
+
+    @property
+    @abstractmethod
+    def hf(self) -> Any:
+        """The transformers tokenizer underneath, for what other libraries want of it."""
+
+    @property
+    @abstractmethod
+    def controls(self) -> Mapping[str, int]:
+        """Name and id of every control token."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the ids of any text or control token may change."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text as data: no control token comes out, none is added. Uses all threads for many texts."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
+        """Text of ``ids``; control tokens are left out, or shown by name with ``control=True``."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the files that `load` reads."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, control tokens included. The model's embedding may have more rows."""
+        return len(self.hf)
+
+    @property
+    def pad_id(self) -> int:
+        """Id for positions that nothing looks at: the pad token, else the end token, else 0."""
+        hf = self.hf
+        chosen = hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id
+        return int(chosen or 0)
+
+    def control_id(self, name: str) -> int:
+        """Id of the control token ``name``.
+
+        Raises:
+            UserError: the tokenizer has no such control token.
+        """
+        if name not in self.controls:
+            raise UserError(
+                f"tokenizer: no control token {name!r}; it has {', '.join(sorted(self.controls)) or 'none'}. "
+                "Use the tokenizer that belongs to the model, or another template"
+            )
+        return self.controls[name]

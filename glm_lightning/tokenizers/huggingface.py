@@ -1,0 +1,130 @@
+"""Tokenizers in Hugging Face's format: `tokenizer.json`, or whatever transformers turns into its fast tokenizers."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from tokenizers import Tokenizer as Backend
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from glm_lightning.files import digest
+from glm_lightning.tokenizers.base import Tokenizer
+from glm_lightning.types import UserError
+
+# Several published tokenizers do not mark their role tokens as special, though they are (`<｜User｜>`, `<|im_end|>`).
+_CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+
+
+@final
+class HuggingFaceTokenizer(Tokenizer):
+    """A transformers fast tokenizer, with a second backend that knows no control tokens for encoding text as data."""
+
+    def __init__(self, hf: Any) -> None:
+        self._hf = hf
+        spec = json.loads(hf.backend_tokenizer.to_str())
+        self._controls = _controls(spec, set(hf.all_special_tokens))
+        self._control_ids = frozenset(self._controls.values())
+        self._backend = Backend.from_str(json.dumps(_without_controls(spec, self._controls), ensure_ascii=False))
+        self._fingerprint = digest(spec, sorted(self._controls.items()), hf.pad_token, hf.eos_token, hf.bos_token)
+
+    @property
+    def hf(self) -> Any:
+        """The transformers fast tokenizer."""
+        return self._hf
+
+    @property
+    def controls(self) -> Mapping[str, int]:
+        """Name and id of every control token: what the files call special, and tokens of the shape `<|...|>`."""
+        return self._controls
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the backend's whole description and of the tokens with a role."""
+        return self._fingerprint
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text as data; see `Tokenizer.encode`."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
+        """Text of ``ids``, spaces untouched; see `Tokenizer.decode`."""
+        kept = list(ids) if control else [i for i in ids if i not in self._control_ids]
+        return str(self._hf.backend_tokenizer.decode(kept, skip_special_tokens=False))
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json` and the chat template."""
+        self._hf.save_pretrained(folder)
+
+
+def load(source: str | Path) -> HuggingFaceTokenizer:
+    """Read the tokenizer of a folder, or of a model by its hub name.
+
+    Raises:
+        UserError: there is none, it asks for remote code, or it has no fast form.
+    """
+    try:
+        hf = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:
+        # transformers raises OSError, ValueError, KeyError, ImportError and backend errors here, by file and version
+        raise UserError(
+            f"tokenizer: cannot be loaded from {source}: {_first_line(error)}. Code from model folders is never run; "
+            "point to a folder with tokenizer.json, such as save_pretrained writes"
+        ) from error
+    if not (isinstance(hf, PreTrainedTokenizerBase) and hf.is_fast):
+        raise UserError(f"tokenizer: {source} has no fast tokenizer; convert it to tokenizer.json first")
+    return HuggingFaceTokenizer(hf)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _controls(spec: dict[str, Any], named: set[str]) -> dict[str, int]:
+    return {
+        token["content"]: token["id"]
+        for token in spec["added_tokens"]
+        if token["special"] or token["content"] in named or _CONTROL_SHAPE.fullmatch(token["content"])
+    }
+
+
+def _without_controls(spec: dict[str, Any], controls: Mapping[str, int]) -> dict[str, Any]:
+    """The description of the same tokenizer for which the names of control tokens are ordinary text."""
+    kept = [token for token in spec["added_tokens"] if token["content"] not in controls]
+    spec = spec | {"added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
+    return spec | {"model": _hidden(spec["model"], controls), "pre_tokenizer": _unprefixed(spec["pre_tokenizer"])}
+
+
+def _hidden(model: dict[str, Any], controls: Mapping[str, int]) -> dict[str, Any]:
+    """Give control tokens that are also pieces of the model's vocabulary names that no text can hold.
+
+    A unigram or word-level model would else find the piece `</s>` in text. The ids stay where they are.
+    """
+    names = {name: secrets.token_hex(16) for name in controls if name != model.get("unk_token")}
+    if isinstance(model["vocab"], list):
+        return model | {"vocab": [[names.get(piece, piece), score] for piece, score in model["vocab"]]}
+    hidden = model | {"vocab": {names.get(piece, piece): i for piece, i in model["vocab"].items()}}
+    if "merges" in model:
+        hidden["merges"] = [pair for pair in model["merges"] if not _makes(pair, names)]
+    return hidden
+
+
+def _makes(pair: list[str] | str, names: Mapping[str, str]) -> bool:
+    left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
+    return left in names or right in names or left + right in names
+
+
+def _unprefixed(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Texts stand behind control tokens, where a `Metaspace` set to prefix only the first word adds nothing."""
+    if pre_tokenizer is None:
+        return None
+    if pre_tokenizer["type"] == "Sequence":
+        return pre_tokenizer | {"pretokenizers": [_unprefixed(each) for each in pre_tokenizer["pretokenizers"]]}
+    if pre_tokenizer.get("prepend_scheme") == "first":
+        return pre_tokenizer | {"prepend_scheme": "never"}
+    return pre_tokenizer

@@ -1,0 +1,84 @@
+"""What a run leaves behind for others: weights in a standard format, tokenizer, template, and a model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from glm_lightning.files import atomic_folder, write_json, write_text
+from glm_lightning.methods.base import Method
+from glm_lightning.runs import RunFolder
+from glm_lightning.runs.folder import environment
+from glm_lightning.templates import Template
+from glm_lightning.tokenizers import Tokenizer
+
+
+def leave_artefact(
+    config: DictConfig,
+    folder: RunFolder,
+    method: Method,
+    tokenizer: Tokenizer,
+    template: Template,
+    report: dict[str, Any],
+) -> None:
+    """Write the adapter or model folder of a finished run, whole or not at all."""
+    with atomic_folder(folder.artefact(method.artefact)) as part:
+        method.save(part)
+        tokenizer.save(part)
+        write_json(part / "glm_lightning.json", {"base": config.model.path, "template": template.name})
+        write_text(part / "README.md", card(config, report))
+
+
+def card(config: DictConfig, report: dict[str, Any]) -> str:
+    """The model card: what this is, what made it, what it scored."""
+    made_with = environment()
+    method = config.method._target_.rpartition(".")[2]
+    scores = [
+        f"| {name} | {report['before'].get(name, float('nan')):.4f} | {value:.4f} |"
+        for name, value in report["metrics"].items()
+    ]
+    settings = {
+        "base model": config.model.path,
+        "method": f"{method} {_knobs(config.method)}",
+        "optimizer": _knobs(config.optimizer),
+        "schedule": f"{config.scheduler._target_.rpartition('.')[2]} {_knobs(config.scheduler)}",
+        "rows an optimizer step": config.data.batch_size,
+        "optimizer steps": report["steps"],
+        "trained parameters": f"{report['trained_parameters']:,}",
+        "seed": config.seed,
+    }
+    return "\n".join([
+        "---",
+        f"base_model: {config.model.path}",
+        *(["library_name: peft"] if method != "Full" else ["library_name: transformers"]),
+        "pipeline_tag: text-generation",
+        "tags: [glm, glm-lightning]",
+        "---",
+        "",
+        f"# {config.name or folder_name(config)}",
+        "",
+        f"Fine-tuned from `{config.model.path}` with glm_lightning {made_with['packages']['glm-lightning']}.",
+        "",
+        "| setting | value |",
+        "| --- | --- |",
+        *(f"| {key} | {value} |" for key, value in settings.items()),
+        "",
+        "| score | base | fine-tuned |",
+        "| --- | ---: | ---: |",
+        *scores,
+        "",
+        f"Made on {made_with['date']} with "
+        + ", ".join(f"{name} {version}" for name, version in made_with["packages"].items())
+        + f", Python {made_with['python']}, by `{made_with['command']}`.",
+        "",
+    ])  # fmt: skip
+
+
+def folder_name(config: DictConfig) -> str:
+    """The last part of the run folder's path."""
+    return str(config.run_dir).rstrip("/").rpartition("/")[2]
+
+
+def _knobs(node: DictConfig) -> str:
+    return ", ".join(f"{key!s}={value}" for key, value in node.items() if not str(key).startswith("_"))

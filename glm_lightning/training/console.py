@@ -1,0 +1,160 @@
+"""What a run prints: what it is, how it went, and what to do next."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from glm_lightning.evaluation import Answered
+from glm_lightning.runs import RunFolder
+from glm_lightning.training.examination import Examination, spread
+
+if TYPE_CHECKING:
+    from glm_lightning.training.build import Parts
+
+IGNORED_WARNINGS = (
+    "The '.*_dataloader' does not have many workers",  # reading is a lookup in a memory map
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the plan skips what is done
+    "The number of training batches .* is smaller than the logging interval",
+    "Checkpoint directory .* exists and is not empty",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 against torch 2.13
+    "Found .* module\\(s\\) in eval mode at the start of training",
+    "Experiment logs directory .* exists",
+    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 against transformers 5.23
+)
+"""Warnings of Lightning about what is meant here."""
+
+
+def quiet() -> None:
+    """Silence notices of the libraries that repeat what a run says itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # it asks for a package that would fetch code from a hub
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def named_warnings_ignored() -> Iterator[None]:
+    """Ignore `IGNORED_WARNINGS` while the block runs, and no others."""
+    with warnings.catch_warnings():
+        for message in IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Path | None) -> None:
+    """Print what runs."""
+    splits, plan, trainer = parts.data.splits, parts.plan, parts.trainer
+    source, devices = parts.source, trainer.num_devices * trainer.num_nodes
+    lines = {
+        "model": f"{source.path} ({source.config.model_type}, {source.num_parameters:,} parameters)",
+        "method": f"{type(parts.method).__name__} ({_knobs(config.method)})",
+        "data": f"{len(splits.train):,} train, {_count(splits.val)} validation, {_count(splits.test)} test rows"
+        + (" (encoded before)" if splits.train.cached else ""),
+        "template": parts.template.name,
+        "precision": f"{parts.precision.name}: {parts.precision.reason}",
+        "devices": f"{devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}",
+        "batch": f"{plan.batch_size} rows an optimizer step = {plan.world_size} device(s) x {plan.accumulate} "
+        f"micro-batch(es) of at most {plan.max_tokens:,} tokens",
+        "steps": f"{parts.num_steps} optimizer steps, {plan.num_steps} an epoch",
+        "run": _shown(folder.path),
+    }
+    if checkpoint is not None:
+        lines["resumed"] = f"from {_shown(checkpoint)}"
+    table = Table.grid(padding=(0, 2))
+    for name, value in lines.items():
+        table.add_row(f"[bold]{name}", value)
+    console = Console()
+    console.print(Panel(table, title="glm_lightning", title_align="left", expand=False))
+    for notice in splits.notices:
+        console.print(f"note: {notice}", highlight=False)
+
+
+def trainable(trainer: pl.Trainer, method: pl.LightningModule) -> None:
+    """Print how much of the network is trained; known once it is built."""
+    if not trainer.is_global_zero:
+        return
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in method.parameters())
+    Console().print(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})", highlight=False)
+
+
+def closing(
+    config: DictConfig, report: dict[str, Any], examination: Examination, folder: RunFolder, artefact: str
+) -> None:
+    """Print scores and sample answers before and after, where the run lies, and what to try next."""
+    console = Console()
+    console.print(_scores(report))
+    samples = config.evaluation.samples
+    if examination.answers_after and samples:
+        console.print(_side_by_side(examination.answers_before, examination.answers_after, samples))
+    run = _shown(folder.path)
+    speed = (
+        f"{report['tokens_per_s']:,.0f} tokens/s, peak memory {report['peak_gib']:.2f} GiB"
+        if report["tokens_per_s"]
+        else ""
+    )
+    console.print(f"{report['steps']} steps. {speed}", highlight=False)
+    for notice in report["notices"]:
+        console.print(f"note: {notice}", highlight=False)
+    console.print(
+        f"The run lies in [bold]{run}[/bold], the {artefact} in [bold]{run}/{artefact}[/bold].", highlight=False
+    )
+    console.print("Next:")
+    for command, what in (
+        (f"glm chat {run}", "talk to it"),
+        ("tensorboard --logdir outputs", "look at the curves"),
+        ("python train.py -m method=lora,full", "compare methods"),
+    ):
+        console.print(f"  {command:<60} [dim]# {what}", highlight=False, soft_wrap=True)
+
+
+def _scores(report: dict[str, Any]) -> Table:
+    table = Table(title="scores", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for name, after in report["metrics"].items():
+        before = report["before"].get(name)
+        table.add_row(name, "" if before is None else f"{before:.4g}", f"{after:.4g}")
+    return table
+
+
+def _side_by_side(before: list[Answered], after: list[Answered], count: int) -> Table:
+    table = Table(title="answers to test rows", title_justify="left", show_lines=True)
+    for name in ("asked", "before", "after"):
+        table.add_column(name, overflow="fold", ratio=1)
+    for old, new in spread(list(zip(before, after, strict=True)), count):
+        table.add_row(old["prompt"], old["answer"], new["answer"])
+    return table
+
+
+def _knobs(node: DictConfig) -> str:
+    return ", ".join(f"{key!s}={value}" for key, value in node.items() if not str(key).startswith("_"))
+
+
+def _count(dataset: Any) -> str:
+    return "no" if dataset is None else f"{len(dataset):,}"
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it stays true."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

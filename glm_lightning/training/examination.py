@@ -1,0 +1,93 @@
+"""What a network can do before the first step and after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from glm_lightning.evaluation import Answered, Scores
+from glm_lightning.files import read_json, write_json
+from glm_lightning.methods.base import Method
+from glm_lightning.runs.checkpoints import load_trained
+
+T = TypeVar("T")
+
+Examine = Callable[[torch.nn.Module], Scores]
+
+
+@final
+class Examination(Callback):
+    """Measures validation loss on all ranks and answers the test rows on the first, before and after training.
+
+    Runs inside the fit, where the network is on its device. ``after`` measures the best checkpoint, whose weights stay
+    in the network. A resumed run finds ``before`` in its folder. ``samples`` answers go to TensorBoard as text.
+    """
+
+    def __init__(self, *, before: Path, best: Path | None, examine: Examine | None, samples: int) -> None:
+        self._before_file, self._best, self._examine, self._samples = before, best, examine, samples
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.answers_before: list[Answered] = []
+        self.answers_after: list[Answered] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the base."""
+        if self._before_file.is_file():
+            kept = read_json(self._before_file)
+            self.before, self.answers_before = kept["metrics"], kept["answers"]
+            return
+        self.before, self.answers_before = self._measure(trainer, pl_module)
+        if trainer.is_global_zero:
+            write_json(self._before_file, {"metrics": self.before, "answers": self.answers_before})
+        self._log(trainer, self.before, self.answers_before)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the best checkpoint."""
+        if self._best is not None and self._best.is_dir():
+            pl_module.load_state_dict(load_trained(self._best), strict=False)
+        self.after, self.answers_after = self._measure(trainer, pl_module)
+        scores = {name: value for name, value in self.after.items() if name.startswith("test/")}
+        self._log(trainer, scores, self.answers_after)
+
+    def _measure(self, trainer: pl.Trainer, module: Any) -> tuple[dict[str, float], list[Answered]]:
+        assert isinstance(module, Method)
+        metrics: dict[str, float] = {}
+        answers: list[Answered] = []
+        module.eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            if trainer.datamodule.splits.val is not None:  # type: ignore[attr-defined]
+                metrics |= self._validate(trainer, module)
+            if self._examine is not None and trainer.is_global_zero:
+                assert module.network is not None
+                scores = self._examine(module.network)
+                metrics |= {f"test/{name}": value for name, value in scores.metrics.items()}
+                answers = scores.answers
+        module.train()
+        trainer.strategy.barrier("examination")
+        return metrics, answers
+
+    def _validate(self, trainer: pl.Trainer, module: Method) -> dict[str, float]:
+        module.on_validation_epoch_start()
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        for index, batch in enumerate(loader):
+            module.validation_step(trainer.strategy.batch_to_device(batch), index)
+        return module.validation_metrics()
+
+    def _log(self, trainer: pl.Trainer, metrics: dict[str, float], answers: list[Answered]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                for index, answer in enumerate(spread(answers, self._samples)):
+                    text = f"**{answer['prompt']}**\n\n{answer['answer']}"
+                    logger.experiment.add_text(f"answers/{index}", text, global_step=trainer.global_step)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of ``items``, evenly spread over them."""
+    return [items[index * len(items) // count] for index in range(min(count, len(items)))]

@@ -1,0 +1,62 @@
+"""Which precision a run computes in, and which type its weights are held in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from glm_lightning.models.source import WeightsDtype
+
+SMALL = 50_000_000
+"""Parameters below which bfloat16 gains nothing on a CPU: converting costs more than the faster products save."""
+
+
+class Precision(NamedTuple):
+    """A precision of Lightning's, and why."""
+
+    name: str
+    reason: str
+
+
+def choose(requested: str, *, device: str, num_parameters: int) -> Precision:
+    """The precision for ``requested`` (``auto`` or one of Lightning's) on ``device`` (cuda, cpu, mps)."""
+    if requested != "auto":
+        return Precision(requested, "as asked")
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16-mixed", f"{name} computes in bfloat16")
+        return Precision("16-mixed", f"{name} has no bfloat16; float16 with a scaled loss")
+    if device == "cpu":
+        return _for_cpu(num_parameters)
+    return Precision("32-true", f"{device} is used in float32")
+
+
+def _for_cpu(num_parameters: int) -> Precision:
+    if num_parameters < SMALL:
+        return Precision("32-true", "a small network on a CPU is as fast in float32")
+    if torch.cpu._is_amx_tile_supported():
+        return Precision("bf16-mixed", "this CPU multiplies bfloat16 matrices in hardware (AMX)")
+    if torch.cpu._is_avx512_bf16_supported():
+        return Precision("bf16-mixed", "this CPU multiplies bfloat16 in hardware (AVX-512)")
+    return Precision("32-true", "this CPU has no bfloat16 hardware")
+
+
+def weights_dtype(precision: str, *, trains_base: bool, stored: torch.dtype) -> WeightsDtype:
+    """The type the network is loaded in.
+
+    True precisions hold everything in their type. Mixed ones hold trained weights in float32 (small updates would
+    round away in 16 bits) and frozen weights as they are stored; a stored 16-bit type that is not the one computed in
+    is exchanged for that, at the same size, since it would be converted at every use.
+    """
+    true: dict[str, WeightsDtype] = {
+        "32-true": "float32", "64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16",
+    }  # fmt: skip
+    if precision in true:
+        return true[precision]
+    if trains_base:
+        return "float32"
+    if stored in (torch.bfloat16, torch.float16):
+        return "bfloat16" if precision == "bf16-mixed" else "float16"
+    return "auto"

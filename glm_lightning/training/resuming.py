@@ -1,0 +1,92 @@
+"""Which run is gone on with, and with which configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from glm_lightning import config as configuration
+from glm_lightning.runs import RunFolder
+from glm_lightning.runs.folder import runs
+from glm_lightning.types import UserError
+
+APART = ("resume", "run_dir", "name")
+"""Keys that do not tell one run's settings from another's."""
+
+
+def resolve(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration to run: ``config``, or that of the run it says to resume, with ``overrides`` on top.
+
+    Raises:
+        UserError: there is no such run, or it is finished, or an override exchanges a part of it.
+    """
+    if config.resume is None:
+        return config
+    if config.resume == "auto":
+        folder = _newest_unfinished(config)
+        return config if folder is None else _resumed(folder, {})
+    folder = RunFolder(Path(config.resume).expanduser().absolute())
+    if not folder.config.is_file():
+        raise UserError(
+            f"resume is {config.resume!r}: no run lies there (it would hold config.yaml); give a run folder"
+        )
+    return _resumed(folder, _values(overrides))
+
+
+def _values(overrides: Sequence[str]) -> dict[str, Any]:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = {override.key_or_group: override.value() for override in parsed}
+    return {key: value for key, value in values.items() if key not in APART and not key.startswith("hydra.")}
+
+
+def _resumed(folder: RunFolder, changes: dict[str, Any]) -> DictConfig:
+    stored = configuration.load(folder.config)
+    parts = [key for key in changes if OmegaConf.is_config(OmegaConf.select(stored, key))]
+    problems = [
+        f"{key}={changes[key]}: a resumed run keeps its {key}; single values, such as trainer.max_epochs, can change"
+        for key in parts
+    ]
+    if folder.finished and not changes:
+        problems.append(
+            f"resume is {str(folder.path)!r}: this run is finished; "
+            f"to train it longer give more epochs as well: trainer.max_epochs={2 * stored.trainer.max_epochs}"
+        )
+    if problems:
+        raise UserError(problems)
+    for key, value in changes.items():
+        OmegaConf.update(stored, key, value)
+    stored.resume = stored.run_dir = str(folder.path)
+    return stored
+
+
+def _newest_unfinished(config: DictConfig) -> RunFolder | None:
+    wanted = _settings(config)
+    for folder in runs(Path(config.outputs)):
+        if not folder.finished and _settings(configuration.load(folder.config)) == wanted:
+            return folder
+    return None
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Everything that decides what a run does, with interpolations as they come out in one and the same folder."""
+    plain = config.copy()
+    plain.run_dir = stored_dir = "RUN"
+    settings = OmegaConf.to_container(plain, resolve=True)
+    assert isinstance(settings, dict)
+    text = str(config.run_dir)
+    return {str(k): _replaced(v, text, stored_dir) for k, v in settings.items() if k not in APART}
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """``value`` with a leading folder ``old`` in its texts replaced: a stored configuration is already resolved."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, old, new) for item in value]
+    if isinstance(value, str) and value.startswith(old):
+        return new + value[len(old) :]
+    return value

@@ -1,0 +1,129 @@
+"""The words all rooms share, and the legend of tensor shapes.
+
+Shapes: ``B`` rows of a micro-batch, ``T`` positions of a row, ``H`` hidden size, ``V`` vocabulary size,
+``N`` supervised positions of a micro-batch (positions that have a label).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that is not learned (the value torch's own losses ignore)."""
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row came from: a file and the line it starts on (1-based)."""
+
+    path: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. ``learn`` is None where the row does not say: then answers are learned and nothing else is."""
+
+    role: Role
+    content: str
+    learn: bool | None = None
+
+    @property
+    def learned(self) -> bool:
+        """Whether the loss sees this turn."""
+        return self.role == "assistant" if self.learn is None else self.learn
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, with the row they came from."""
+
+    messages: tuple[Message, ...]
+    origin: Origin | None = None
+
+    def prompt(self) -> Conversation:
+        """The turns before the last answer: what the model is given when that answer is asked for."""
+        last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        return replace(self, messages=self.messages[:last])
+
+    def answer(self) -> str:
+        """The last answer."""
+        return next(m.content for m in reversed(self.messages) if m.role == "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a rendered conversation: either text (control tokens switched off) or one control token by name."""
+
+    text: str = ""
+    control: str | None = None
+    learn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the model sees of one conversation: ids, and labels that are `IGNORE` where nothing is learned."""
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool = False
+
+    @property
+    def num_supervised(self) -> int:
+        """Number of labels the loss sees. The first position of a row is never predicted."""
+        return sum(label != IGNORE for label in self.labels[1:])
+
+
+@dataclass(slots=True)
+class Batch:
+    """A micro-batch, padded on the right, so that causal attention needs no mask.
+
+    ``labels`` are not shifted: ``labels[b, t]`` is predicted from the positions before ``t``.
+    """
+
+    input_ids: Tensor  # (B, T) int64
+    labels: Tensor  # (B, T) int64, IGNORE where nothing is learned
+    lengths: Tensor  # (B,) int64, real positions of each row
+    step_tokens: int  # supervised tokens of the whole optimizer step, over all ranks and micro-batches
+    rows: list[int] = field(default_factory=list)  # index of each row in its data set, -1 for a filler
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on ``device``. Lightning calls this."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory. torch's DataLoader calls this."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function: Any) -> Self:
+        moved = {f.name: function(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(slots=True)
+class Loss:
+    """Sums over the supervised positions of one micro-batch; whoever divides knows the whole step."""
+
+    total: Tensor  # () what is minimised, summed over supervised tokens, differentiable
+    num_tokens: Tensor  # () supervised tokens
+    num_correct: Tensor  # () supervised tokens whose most likely prediction is the label
+
+
+class UserError(ValueError):
+    """Everything that is wrong with what the user gave, all at once: exit code 2, no traceback."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+import torch
+from transformers import GlmConfig, GlmForCausalLM
+
+from glm_lightning import metrics
+from glm_lightning.evaluation import Scores, score
+from glm_lightning.inference.prompts import prompt_ids
+from glm_lightning.templates import Template
+from glm_lightning.tokenizers import Tokenizer
+from glm_lightning.types import Conversation, Message, Origin, Segment, UserError
+
+LETTERS = "abcdefghij好裙子红"
+CONTROLS = {"<pad>": 0, "<user>": 1, "<bot>": 2, "<end>": 3}
+
+
+@final
+class Letters(Tokenizer):
+    """A token for each letter."""
+
+    @property
+    def hf(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def pad_id(self) -> int:
+        return 0
+
+    @property
+    def controls(self) -> Mapping[str, int]:
+        return CONTROLS
+
+    @property
+    def fingerprint(self) -> str:
+        return "letters"
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[len(CONTROLS) + LETTERS.index(letter) for letter in text] for text in texts]
+
+    def decode(self, ids: Iterable[int], *, control: bool = False) -> str:
+        return "".join(LETTERS[i - len(CONTROLS)] for i in ids if i >= len(CONTROLS))
+
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError
+
+
+@final
+class Turns(Template):
+    """Control token and text for each turn."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.cleaned: list[str] = []
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        return ("<end>", "<user>")
+
+    @property
+    def settings(self) -> str:
+        return ""
+
+    def render(self, conversation: Conversation) -> list[list[Segment]]:
+        raise NotImplementedError
+
+    def prompt(self, conversation: Conversation) -> list[Segment]:
+        marks = {"user": "<user>", "assistant": "<bot>"}
+        turns = [[Segment(control=marks[m.role]), Segment(m.content)] for m in conversation.messages]
+        return [*(segment for turn in turns for segment in turn), Segment(control="<bot>")]
+
+    def clean(self, text: str) -> str:
+        self.cleaned.append(text)
+        return text.upper()
+
+
+class Rows:
+    """Questions of growing length, some with a turn before them."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def conversation(self, index: int) -> Conversation:
+        before = (Message("user", "jj"), Message("assistant", "ii")) if index % 2 else ()
+        question, answer = Message("user", LETTERS[: 1 + index * 2 % 5]), Message("assistant", f"{index} 裙子")
+        return Conversation((*before, question, answer), Origin(Path("rows.jsonl"), index + 1))
+
+
+@pytest.fixture(scope="module")
+def network() -> GlmForCausalLM:
+    torch.manual_seed(1)
+    size = {"vocab_size": 18, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    return GlmForCausalLM(GlmConfig(**size, **heads, pad_token_id=0, eos_token_id=None, initializer_range=0.5))
+
+
+def run(network: Any, template: Template | None = None, **options: Any) -> Scores:
+    defaults: dict[str, Any] = {"metrics": [metrics.find(name) for name in metrics.names()], "max_new_tokens": 6}
+    return score(network, Rows(), tokenizer=Letters(), template=template or Turns(Letters()), **(defaults | options))
+
+
+def test_prompt_ids_mix_control_tokens_and_text() -> None:
+    prompts = [[Segment(control="<user>"), Segment("ab"), Segment(control="<bot>")], [], [Segment("b"), Segment("")]]
+    assert prompt_ids(prompts, Letters()) == [[1, 4, 5, 2], [], [5]]
+
+
+@torch.no_grad()
+def test_answers_are_those_of_a_plain_loop(network: GlmForCausalLM) -> None:
+    scores, tokenizer, template = run(network, batch_size=3), Letters(), Turns(Letters())
+    network.eval()
+    assert len(scores.answers) == 7
+    for i, answered in enumerate(scores.answers):
+        row = Rows().conversation(i)
+        ids = prompt_ids([template.prompt(row.prompt())], tokenizer)[0]
+        said: list[int] = []
+        while len(said) < 6 and not {1, 3} & set(said):
+            said.append(int(network(input_ids=torch.tensor([ids + said])).logits[0, -1].argmax()))
+        assert answered["finished"] == bool({1, 3} & set(said))
+        assert answered["answer"] == tokenizer.decode(said).upper()
+        assert answered["reference"] == f"{i} 裙子"
+        assert answered["prompt"] == "\n".join(message.content for message in row.messages[:-1])
+        assert answered["origin"] == f"rows.jsonl:{i + 1}"
+
+
+def test_metrics_compare_answers_with_references(network: GlmForCausalLM) -> None:
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def metric(predictions: list[str], references: list[str]) -> dict[str, float]:
+        seen.append((predictions, references))
+        return {"own": 12.5}
+
+    scores = run(network, metrics=[metric, metrics.find("exact_match")])
+    assert seen == [([a["answer"] for a in scores.answers], [a["reference"] for a in scores.answers])]
+    finished = sum(answered["finished"] for answered in scores.answers)
+    assert scores.metrics == {"own": 12.5, "exact_match": 0.0, "finished": pytest.approx(100 * finished / 7)}
+
+
+def test_all_known_metrics_come_under_their_names(network: GlmForCausalLM) -> None:
+    assert set(run(network).metrics) == {"rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match", "finished"}
+
+
+def test_what_is_scored_is_the_cleaned_text(network: GlmForCausalLM) -> None:
+    template = Turns(Letters())
+    scores = run(network, template)
+    assert [answered["answer"] for answered in scores.answers] == [text.upper() for text in template.cleaned]
+
+
+def test_limit_takes_the_first_rows(network: GlmForCausalLM) -> None:
+    assert run(network, limit=2).answers == run(network).answers[:2]
+    assert len(run(network, limit=100).answers) == 7
+
+
+def test_no_row_is_refused(network: GlmForCausalLM) -> None:
+    with pytest.raises(UserError, match="no row to answer"):
+        run(network, limit=0)
+
+
+def test_nothing_is_left_on_the_screen(network: GlmForCausalLM, capsys: pytest.CaptureFixture[str]) -> None:
+    run(network)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
