@@ -1,16 +1,24 @@
-"""Tiny tokenizers, trained in the test."""
+"""Tiny tokenizers, trained in the test; a random tiny GLM and whole runs of it."""
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_runs import ROOT
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import GlmConfig, GlmForCausalLM, PreTrainedTokenizerFast
 
 from glm_lightning import tokenizers
+from glm_lightning.runs import RunFolder
 from glm_lightning.tokenizers import Tokenizer
 
 CORPUS = [
@@ -68,3 +76,100 @@ def chatml(make_tokenizer: Make) -> Tokenizer:
 @pytest.fixture(scope="session")
 def glm4_tokenizer(make_tokenizer: Make) -> Tokenizer:
     return make_tokenizer(GLM4_CONTROLS, eos="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def tiny_glm(tmp_path_factory: pytest.TempPathFactory, glm4_tokenizer: Tokenizer) -> Path:
+    """A folder with two layers of random weights."""
+    folder = tmp_path_factory.mktemp("tiny-glm")
+    torch.manual_seed(0)
+    config = GlmConfig(
+        vocab_size=448,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        attention_bias=True,
+        pad_token_id=0,
+        eos_token_id=[0, 7, 9],
+    )
+    network = GlmForCausalLM(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.1)
+    network.save_pretrained(folder)
+    glm4_tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 rows of very different lengths."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rng = random.Random(0)
+    words = ["the", "quick", "brown", "fox", "裙", "材质", "棉", "风格", "简约", "你好", "who", "are", "you"]
+
+    def text(most: int) -> str:
+        return " ".join(rng.choices(words, k=rng.randint(1, most)))
+
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": text(8)}, {"role": "assistant", "content": text(20)}]})
+        for _ in range(48)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def overrides(tiny_glm: Path, rows: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Six optimizer steps of eight rows in float64, with further overrides behind."""
+
+    def make(name: str, *more: str) -> list[str]:
+        return [
+            "model=local",
+            f"model.path={tiny_glm}",
+            "data=messages",
+            f"data.train={rows}",
+            "data.val=8",
+            "data.batch_size=8",
+            "data.max_length=256",
+            f"data.cache_dir={tmp_path / 'cache'}",
+            "trainer.max_epochs=2",
+            "trainer.max_steps=6",
+            "trainer.precision=64-true",
+            "trainer.accelerator=cpu",
+            "trainer.log_every_n_steps=1",
+            "optimizer.lr=1e-2",
+            "logger=none",
+            f"run_dir={tmp_path / name}",
+            *more,
+        ]
+
+    return make
+
+
+@pytest.fixture
+def train(overrides: Callable[..., list[str]], tmp_path: Path) -> Callable[..., RunFolder]:
+    """Run in this process."""
+    import glm_lightning
+
+    def run(name: str, *more: str) -> RunFolder:
+        glm_lightning.train(overrides(name, *more))
+        return RunFolder(tmp_path / name)
+
+    return run
+
+
+@pytest.fixture
+def train_py(overrides: Callable[..., list[str]], tmp_path: Path) -> Callable[..., RunFolder]:
+    """Run ``python train.py`` in a process of its own."""
+
+    def run(name: str, *more: str) -> RunFolder:
+        command = [sys.executable, str(ROOT / "train.py"), *overrides(name, *more)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return RunFolder(tmp_path / name)
+
+    return run

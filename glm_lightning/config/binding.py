@@ -205,7 +205,9 @@ def _fits(value: Any, annotation: Any) -> bool:
         return True
     try:
         # As JSON, for there a list fits a tuple and a text fits a path, as they do in yaml.
-        adapter.validate_json(json.dumps(value))
+        read = adapter.validate_json(json.dumps(value))
+        if isinstance(read, Iterator):
+            list(read)  # pydantic judges the elements of an Iterable one by one, as they are asked for
     except ValidationError:
         return False
     return True

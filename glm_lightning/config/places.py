@@ -15,12 +15,12 @@ def register() -> None:
 
 
 def _in_package(path: str) -> str:
-    return str(Path(glm_lightning.__file__).resolve().parent / path)
+    return str(Path(glm_lightning.__file__).absolute().parent / path)
 
 
 def conf_dir() -> Path:
     """The folder of the yaml files: inside the package in a wheel, beside it in a checkout."""
-    package = Path(glm_lightning.__file__).resolve().parent
+    package = Path(glm_lightning.__file__).absolute().parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 

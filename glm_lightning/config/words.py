@@ -48,6 +48,8 @@ def rule(annotation: Any) -> str:
 def _container(origin: Any, arguments: tuple[Any, ...]) -> str:
     if origin is tuple and arguments and Ellipsis not in arguments:
         return f"a list of {len(arguments)}: {', '.join(rule(argument) for argument in arguments)}"
+    if origin in _PLAIN:
+        return _PLAIN[origin]
     if origin in _LISTS:
         return f"a list of {rule(arguments[0])}" if arguments else "a list"
     if origin in _MAPPINGS:

@@ -120,12 +120,11 @@ class DataModule(pl.LightningDataModule):
         """Micro-batches of this rank. Lightning asks after it has restored a checkpoint's progress."""
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop
-        sampler = _Epochs(
-            self.plan,
-            rank=self.trainer.global_rank,
-            epoch=progress.epoch_progress.current.processed,
-            start=progress.epoch_loop.batch_progress.current.ready,
-        )
+        done = progress.epoch_loop.batch_progress.current.ready
+        # A checkpoint at the end of an epoch goes on with the next one.
+        more, start = divmod(done, self.plan.num_micro_batches)
+        epoch = progress.epoch_progress.current.processed + more
+        sampler = _Epochs(self.plan, rank=self.trainer.global_rank, epoch=epoch, start=start)
         return self._loader(self.splits.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:

@@ -90,7 +90,7 @@ lines = st.text(st.characters(exclude_characters="\n\r", exclude_categories=("Cs
 shell_like = st.text(st.sampled_from("ab1 ,'\"\\()[]{}#*=:$%@?!~+-./类裙、"), max_size=20)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(lines | shell_like)
 @example("\\")
 @example("'")
@@ -105,7 +105,7 @@ def test_any_text_comes_back(text: str) -> None:
         assert read(argument).value() == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(shell_like, st.booleans())
 def test_quoting_is_idempotent_and_always_accepted(text: str, multirun: bool) -> None:
     once = quote(f"name={text}", multirun=multirun)

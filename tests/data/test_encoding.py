@@ -155,3 +155,6 @@ def test_the_digest_tells_contents_apart_and_nothing_else(one: Conversation, oth
 
 def test_the_digest_is_not_fooled_by_text_moved_between_turns() -> None:
     assert digest(talk(["a", "bc"])) != digest(talk(["ab", "c"]))
+    for size in (0, 1):
+        spelt = f"xassistant {size} yuser {size} z"
+        assert digest(talk(["x", "y", "z", "w"])) != digest(talk([spelt, "w"]))

@@ -161,6 +161,16 @@ def test_an_answer_that_is_not_learned_leaves_nothing_learned(with_template: Mak
     assert learned(sample) == "a2<|im_end|>"
 
 
+@pytest.mark.parametrize("text", [DEFAULT_SYSTEM, TEXT_AROUND])
+def test_what_is_learned_does_not_change_where_texts_are_cut(with_template: Make, text: str) -> None:
+    _, template = with_template(text)
+    messages = turns(["q1", "\na1", "q2", "a2"]).messages
+    switched = (messages[0], Message("assistant", "\na1", learn=False), *messages[2:])
+    (sample,) = template.render(Conversation(switched))
+    prompt = template.prompt(Conversation(messages[:3]))
+    assert [(s.text, s.control) for s in sample[: len(prompt)]] == [(s.text, s.control) for s in prompt]
+
+
 def test_the_newline_behind_the_end_token_is_not_learned(with_template: Make) -> None:
     _, template = with_template(DEFAULT_SYSTEM)
     (sample,) = template.render(turns(["q", "a"]))

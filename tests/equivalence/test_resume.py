@@ -1,0 +1,119 @@
+"""A run that was killed and resumed ends where an uninterrupted one does, to the last bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny_runs import ROOT, weights
+
+from glm_lightning.types import UserError
+
+KNOBS = (
+    "callbacks.checkpoints.every_n_steps=1",
+    "method.dropout=0.2",
+    "trainer.max_steps=-1",
+    "trainer.precision=32-true",
+)
+
+
+class StopError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Let the next run die right after the checkpoint of this step."""
+    from glm_lightning.callbacks import BestAndLast
+
+    original = BestAndLast.on_train_batch_end
+
+    def make(step):
+        def dying(self, trainer, *arguments):
+            original(self, trainer, *arguments)
+            if trainer.global_step == step and trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0:
+                raise StopError
+
+        monkeypatch.setattr(BestAndLast, "on_train_batch_end", dying)
+
+    return make
+
+
+# 40 training rows in steps of 8 are 5 steps an epoch: in the middle of an epoch, at its end, in the second epoch
+@pytest.mark.parametrize("step", [2, 5, 6, 9])
+def test_resumed_equals_uninterrupted(train, tmp_path, stop_after, monkeypatch, step):
+    import glm_lightning
+
+    knobs = (*KNOBS, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.4")
+    whole = train("whole", *knobs)
+    with monkeypatch.context():
+        stop_after(step)
+        with pytest.raises(StopError):
+            train("broken", *knobs)
+    monkeypatch.undo()
+    resumed = glm_lightning.train([f"resume={tmp_path / 'broken'}"])
+    expected, got = weights(whole), weights(type(whole)(resumed.path))
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert resumed.metrics == pytest.approx(whole.read_report()["metrics"], abs=0)
+
+
+def test_killed_in_the_middle_of_an_epoch(train_py, overrides, tmp_path):
+    whole = train_py("whole", *KNOBS)
+    command = [sys.executable, str(ROOT / "train.py"), *overrides("killed", *KNOBS)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = type(whole)(tmp_path / "killed")
+    deadline = time.monotonic() + 120
+    while not killed.last.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert killed.last.is_dir()
+    assert not killed.finished
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), f"resume={killed.path}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, got = weights(whole), weights(killed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_auto_finds_the_unfinished_run_of_the_same_settings(overrides, tmp_path, stop_after, monkeypatch):
+    import glm_lightning
+
+    def arguments(*more):
+        kept = [override for override in overrides("unused", *KNOBS) if not override.startswith("run_dir=")]
+        return [*kept, f"outputs={tmp_path / 'outputs'}", "trainer.accumulate_grad_batches=2", *more]
+
+    stop_after(2)
+    with pytest.raises(StopError):
+        glm_lightning.train(arguments())
+    monkeypatch.undo()
+    (broken,) = (tmp_path / "outputs").iterdir()
+    assert glm_lightning.train(arguments("resume=auto")).path == broken
+    # now it is finished, so the same settings start a run of their own
+    assert glm_lightning.train(arguments("resume=auto", "name=second")).path != broken
+
+
+def test_a_finished_run_says_how_to_go_on(train, tmp_path):
+    import glm_lightning
+
+    train("done", "trainer.max_steps=-1", "trainer.max_epochs=1")
+    with pytest.raises(UserError, match=r"finished; .* trainer\.max_epochs=2"):
+        glm_lightning.train([f"resume={tmp_path / 'done'}"])
+    longer = glm_lightning.train([f"resume={tmp_path / 'done'}", "trainer.max_epochs=2"])
+    assert longer.config.trainer.max_epochs == 2
+    with pytest.raises(UserError, match="keeps its method"):
+        glm_lightning.train([f"resume={tmp_path / 'done'}", "method=full"])
+
+
+def test_a_foreign_checkpoint_is_refused_by_name(train, tmp_path, tiny_glm, monkeypatch):
+    import glm_lightning
+
+    run = train("narrow", "trainer.max_steps=-1", "trainer.max_epochs=1", "method.rank=4")
+    with pytest.raises(UserError) as caught:
+        glm_lightning.train([f"resume={run.path}", "trainer.max_epochs=2", "method.rank=8"])
+    assert any("has shape" in problem and "lora_A" in problem for problem in caught.value.problems)
