@@ -28,6 +28,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from glm_lightning.config import entry_point, quote
+from glm_lightning.config.command_line import sources
+from glm_lightning.config.quoting import parsed
 from glm_lightning.files import read_json, write_json, write_text
 
 RANKED_BY = "val/loss"
@@ -66,8 +68,8 @@ def run_job() -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir).absolute()
     overrides = [override for override in hydra.overrides.task if not override.startswith("sweep=")]
-    swept = [override for override in overrides if override not in sys.argv]
-    job = run(overrides, swept=swept, number=int(hydra.job.num), folder=folder)
+    swept = _differing(overrides, sys.argv)
+    job = run([*sources(sys.argv), *overrides], swept=swept, number=int(hydra.job.num), folder=folder)
     _record(job, folder)
     if job.status == "stopped":
         report(folder)
@@ -75,8 +77,18 @@ def run_job() -> float:
     return job.score
 
 
+def _differing(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Overrides of a job that the command line does not give all jobs."""
+    typed = [override for argument in argv if (override := parsed(argument)) is not None]
+    fixed = {override.get_key_element() for override in typed if not override.is_sweep_override()}
+    return [override for override in overrides if override.partition("=")[0] not in fixed]
+
+
 def run(overrides: Sequence[str], *, swept: Sequence[str], number: int, folder: Path) -> Job:
-    """Run ``train.py`` with these overrides in a process of its own; its console output is shown and kept in a file."""
+    """Run ``train.py`` with these overrides in a process of its own; its console output is shown and kept in a file.
+
+    ``swept`` are the overrides that tell the job from the others; they name it.
+    """
     path = folder / _name(number, swept)
     log = path.with_name(f"{path.name}.log")
     folder.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ def test_jobs_run_in_processes_of_their_own_and_are_ranked(checkout: Path) -> No
 
 
 def test_a_file_of_conf_sweep_needs_no_m_and_is_not_run_by_its_jobs(checkout: Path) -> None:
-    code, printed, jobs = sweep(checkout, "sweep=rates")
+    code, printed, jobs = sweep(checkout, "sweep=rates", "name=1e-4")
     assert code == 0, printed
     assert [job.overrides for job in jobs] == [["lr=1"], ["lr=2"], ["lr=3"]]
 
@@ -140,6 +140,14 @@ def test_one_run_is_no_sweep_and_hydra_writes_nothing(checkout: Path) -> None:
     assert process.returncode == 0, printed
     assert {path.name for path in Path().iterdir()} == {"checkout", "here"}
     assert [path.name for path in Path("here").iterdir()] == ["report.json"]
+
+
+def test_jobs_find_the_yaml_files_of_the_sweep(checkout: Path) -> None:
+    mine = Path("mine") / "experiment"
+    mine.mkdir(parents=True)
+    (mine / "own.yaml").write_text("# @package _global_\nbehaviour: fails\n", encoding="utf-8")
+    _, printed, jobs = sweep(checkout, "-m", "--config-dir", "mine", "+experiment=own", "lr=1")
+    assert [job.reason for job in jobs] == ["exit code 1: RuntimeError: no such kernel"], printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

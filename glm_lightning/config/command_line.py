@@ -18,8 +18,9 @@ FLAGS_WITH_VALUE = frozenset(
 """Hydra's flags that are followed by a word of their own."""
 
 # With these, Hydra does something else than compose conf/ alone.
-_FOREIGN_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
-_FOREIGN_FOLDERS = ("--config-path", "-cp", "--config-dir", "-cd", "hydra.searchpath")
+_OTHER_DEEDS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
+_OTHER_FOLDERS = ("--config-path", "-cp", "--config-dir", "-cd", "hydra.searchpath")
+_CONFIG_NAMES = ("--config-name", "-cn")
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
@@ -35,9 +36,19 @@ def arguments(argv: Sequence[str]) -> list[str]:
     quoted = list(argv)
     for place in places:
         quoted[place] = quote(argv[place], multirun=multirun)
-    if not any(argument.startswith(_FOREIGN_FLAGS + _FOREIGN_FOLDERS) for argument in argv):
+    if not any(argument.startswith(_OTHER_DEEDS + _OTHER_FOLDERS) for argument in argv):
         _check([quoted[place] for place in places], multirun=multirun, config_name=_config_name(argv))
     return quoted
+
+
+def sources(argv: Sequence[str]) -> list[str]:
+    """The part of a command line that says where yaml files come from; the jobs of a sweep need it, too."""
+    found: list[str] = []
+    for place, argument in enumerate(argv):
+        flag, equals, _ = argument.partition("=")
+        if flag in _OTHER_FOLDERS + _CONFIG_NAMES:
+            found += [argument] if equals else argv[place : place + 2]
+    return found
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -80,6 +91,6 @@ def _is_multirun(argv: Sequence[str]) -> bool:
 def _config_name(argv: Sequence[str]) -> str:
     for place, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
-        if flag in ("--config-name", "-cn"):
+        if flag in _CONFIG_NAMES:
             return value if equals else "".join(argv[place + 1 : place + 2])
     return composing.CONFIG_NAME

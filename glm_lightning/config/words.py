@@ -47,13 +47,13 @@ def rule(annotation: Any) -> str:
 
 def _container(origin: Any, arguments: tuple[Any, ...]) -> str:
     if origin is tuple and arguments and Ellipsis not in arguments:
-        return f"a list of {len(arguments)}: {', '.join(rule(argument) for argument in arguments)}"
+        return f"a list [{', '.join(rule(argument) for argument in arguments)}]"
     if origin in _PLAIN:
         return _PLAIN[origin]
     if origin in _LISTS:
-        return f"a list of {rule(arguments[0])}" if arguments else "a list"
+        return f"a list [{rule(arguments[0])}, ...]" if arguments else "a list"
     if origin in _MAPPINGS:
-        return f"keys and values ({rule(arguments[1])})" if arguments else "keys and values"
+        return f"keys with values {{key: {rule(arguments[1])}, ...}}" if arguments else "keys with values"
     if isinstance(origin, NewType):
         return rule(origin.__supertype__)
     if origin is collections.abc.Callable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("learned", pa.list_(pa.bool_())),
         ("file", pa.int32()),  # number of the file among the sources
         ("line", pa.int32()),  # 1-based line the row starts on
+        ("row", pa.int32()),  # number of the row among all sources; several rows may stand on one line
         ("turns", pa.int32()),  # of the row's conversation, up to the last answer that is learned
         ("digest", pa.binary(16)),  # names the conversation's content
         ("truncated", pa.bool_()),
@@ -73,7 +74,8 @@ def _write(folder: Path, files: Sequence[Path], format: Format, encoder: Encoder
             if problems:  # the rest is only read, for its problems
                 continue
             encoded = encoder.encode(conversations, problems)
-            writer.write_batch(_record_batch(encoded, files))
+            rows = {id(conversation): row for row, conversation in enumerate(conversations, counts["rows"])}
+            writer.write_batch(_record_batch(encoded, files, rows))
             counts["rows"] += len(conversations)
             counts["samples"] += len(encoded)
             counts["tokens"] += sum(len(each.input_ids) for each in encoded)
@@ -103,7 +105,7 @@ def _chunks(conversations: Iterator[Conversation]) -> Iterator[list[Conversation
         yield chunk
 
 
-def _record_batch(encoded: Sequence[Encoded], files: Sequence[Path]) -> Any:
+def _record_batch(encoded: Sequence[Encoded], files: Sequence[Path], rows: Mapping[int, int]) -> Any:
     origins = [each.conversation.origin for each in encoded]
     numbers = {file: number for number, file in enumerate(files)}
     return pa.record_batch(
@@ -112,6 +114,7 @@ def _record_batch(encoded: Sequence[Encoded], files: Sequence[Path]) -> Any:
             pa.array([each.learned for each in encoded], SCHEMA.field("learned").type),
             pa.array([numbers[origin.path] for origin in origins if origin], pa.int32()),
             pa.array([origin.line for origin in origins if origin], pa.int32()),
+            pa.array([rows[id(each.conversation)] for each in encoded], pa.int32()),
             pa.array([each.turns for each in encoded], pa.int32()),
             pa.array([digest(each.conversation) for each in encoded], pa.binary(16)),
             pa.array([each.truncated for each in encoded], pa.bool_()),

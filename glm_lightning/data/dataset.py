@@ -72,9 +72,14 @@ class Store:
         return np.concatenate([*map(supervised, self._batches), np.empty(0, np.int32)]).astype(np.int32)
 
     @cached_property
-    def lines(self) -> npt.NDArray[np.int64]:
-        """File and line of each sample as one number: equal for the samples of one row. Shape (samples,)."""
-        return self.numbers("file").astype(np.int64) << 32 | self.numbers("line").astype(np.int64)
+    def rows(self) -> Int32s:
+        """Number of the row of each sample: equal for the samples of one row. Shape (samples,)."""
+        return self.numbers("row")
+
+    @cached_property
+    def places(self) -> npt.NDArray[np.int32]:
+        """File number and line of each sample. Shape (samples, 2)."""
+        return np.stack([self.numbers("file"), self.numbers("line")], axis=1)
 
     @cached_property
     def digests(self) -> list[bytes]:
@@ -117,9 +122,9 @@ class Dataset:
         return len(np.unique(self.rows))
 
     @property
-    def rows(self) -> Indices:
-        """A number for each sample that is equal for samples of one row and grows with file and line."""
-        return self._store.lines[self._indices]
+    def rows(self) -> Int32s:
+        """A number for each sample that is equal for samples of one row and grows along the sources."""
+        return self._store.rows[self._indices]
 
     @property
     def fingerprint(self) -> str:
@@ -147,8 +152,8 @@ class Dataset:
 
     def origin(self, index: int) -> Origin:
         """File and line of the row."""
-        row = int(self.rows[index])
-        return Origin(self._store.files[row >> 32], row & 0xFFFFFFFF)
+        file, line = self._store.places[self._indices[index]].tolist()
+        return Origin(self._store.files[file], line)
 
     def conversation(self, index: int) -> Conversation:
         """The turns that a sample covers, read again from the source. For the few that are shown or scored.

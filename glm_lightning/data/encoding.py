@@ -14,7 +14,7 @@ from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import IGNORE, Conversation, Sample, Segment, UserError
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: to be raised when the same rows would give other ids, labels or columns."""
 
 

@@ -40,8 +40,8 @@ class Method(pl.LightningModule, ABC):
     """A network with a part of it that is trained.
 
     The network is built in `configure_model`, so constructing a method costs nothing and every strategy can decide
-    where its weights go. Leaves are final and say three things: what is trained (`adapt`), how to look past it
-    (`without_adaptation`) and what is left behind (`save`).
+    where its weights go. Leaves are final and say four things: whether a network will do (`check`), what is trained
+    (`adapt`), how to look past it (`without_adaptation`) and what is left behind (`save`).
     """
 
     trains_base: ClassVar[bool]
@@ -59,6 +59,10 @@ class Method(pl.LightningModule, ABC):
         self._step_total = torch.zeros(())
         self._validation = torch.zeros(3, dtype=torch.float64)
         self._seen_by_optimizer: dict[str, float | Tensor] = {}
+
+    @abstractmethod
+    def check(self, skeleton: PreTrainedModel) -> None:
+        """Raise `UserError` if this network, given on the meta device, cannot be trained this way."""
 
     @abstractmethod
     def adapt(self, network: PreTrainedModel) -> nn.Module:

@@ -24,6 +24,9 @@ class Full(Method):
     def __init__(self, ingredients: Ingredients) -> None:
         super().__init__(ingredients)
 
+    def check(self, skeleton: PreTrainedModel) -> None:
+        """Any network will do."""
+
     def adapt(self, network: PreTrainedModel) -> nn.Module:
         """Every parameter requires a gradient."""
         return network.requires_grad_(True)

@@ -65,23 +65,23 @@ class LoRA(Method):
             task_type="CAUSAL_LM",
         )
 
-    def adapt(self, network: PreTrainedModel) -> nn.Module:
-        """Freeze the base and put adapters beside the targets; the adapters are float32 (PEFT's autocast)."""
-        self._check_targets(network)
-        network.requires_grad_(False)
-        return cast(nn.Module, get_peft_model(network, self.peft_config))
-
-    def _check_targets(self, network: PreTrainedModel) -> None:
+    def check(self, skeleton: PreTrainedModel) -> None:
+        """Every target must name a linear layer."""
         targets = self.peft_config.target_modules
         if isinstance(targets, str):
             return
-        linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        linear = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
         ends = sorted({name.rpartition(".")[2] for name in linear})
         missing = [t for t in sorted(targets or ()) if not any(n == t or n.endswith(f".{t}") for n in linear)]
         if missing:
             raise UserError(
                 [f"method.targets holds {t!r}: matches no linear layer; there are {', '.join(ends)}" for t in missing]
             )
+
+    def adapt(self, network: PreTrainedModel) -> nn.Module:
+        """Freeze the base and put adapters beside the targets; the adapters are float32 (PEFT's autocast)."""
+        network.requires_grad_(False)
+        return cast(nn.Module, get_peft_model(network, self.peft_config))
 
     def without_adaptation(self) -> AbstractContextManager[None]:
         """Adapters off: the same weights, no second copy."""

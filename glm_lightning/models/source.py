@@ -109,13 +109,17 @@ class Source:
         return digest(self.config.to_dict(), [(f.name, sampled_fingerprint(f)) for f in weights])
 
     @cached_property
-    def num_parameters(self) -> int:
-        """Number of parameters, counted on the meta device: no weight is read."""
+    def skeleton(self) -> PreTrainedModel:
+        """The network on the meta device: names and shapes, no weight is read."""
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(self.config)
-        return sum(parameter.numel() for parameter in network.parameters())
+            return cast("PreTrainedModel", AutoModelForCausalLM.from_config(self.config))
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
     def load(self, *, dtype: WeightsDtype = "auto") -> PreTrainedModel:
         """Load the network for training or inference; ``self.dtype`` wins over ``dtype`` unless it is ``auto``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -24,23 +23,8 @@ from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.training import console, precision
 from glm_lightning.training.examination import Examination
+from glm_lightning.training.parts import Parts
 from glm_lightning.types import UserError
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of. The method's network is still to be loaded."""
-
-    source: Source
-    tokenizer: Tokenizer
-    template: Template
-    data: DataModule
-    precision: precision.Precision
-    trainer: pl.Trainer
-    examination: Examination
-    plan: Plan
-    num_steps: int  # optimizer steps of the whole run
-    method: Method
 
 
 def build(config: DictConfig, folder: RunFolder) -> Parts:
@@ -74,6 +58,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     _set_validation(trainer, config.trainer.val_check_interval, plan)
     num_steps = _num_steps(trainer, plan)
     method = _method(config, source, objective, chosen.name, num_steps)
+    method.check(source.skeleton)
     return Parts(source, tokenizer, template, data, chosen, trainer, examination, plan, num_steps, method)
 
 
@@ -149,8 +134,8 @@ def _examination(
 def _trainer(
     config: DictConfig, folder: RunFolder, chosen: str, data: DataModule, examination: Examination
 ) -> pl.Trainer:
-    callbacks = _watchers(config, data)
-    callbacks += [examination, LambdaCallback(on_fit_start=console.trainable)]
+    # Examination first: clocks and bars of the others start after what it does at the start.
+    callbacks = [LambdaCallback(on_fit_start=console.trainable), examination, *_watchers(config, data)]
     loggers = [instantiate(node) for node in config.logger.values() if node is not None]
     knobs = OmegaConf.merge(
         config.trainer,

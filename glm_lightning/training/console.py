@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig
@@ -19,9 +19,7 @@ from rich.table import Table
 from glm_lightning.evaluation import Answered
 from glm_lightning.runs import RunFolder
 from glm_lightning.training.examination import Examination, spread
-
-if TYPE_CHECKING:
-    from glm_lightning.training.build import Parts
+from glm_lightning.training.parts import Parts
 
 IGNORED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # reading is a lookup in a memory map

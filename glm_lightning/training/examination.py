@@ -47,8 +47,8 @@ class Examination(Callback):
             write_json(self._before_file, {"metrics": self.before, "answers": self.answers_before})
         self._log(trainer, self.before, self.answers_before)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the best checkpoint."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the best checkpoint, after all that watches the training has seen its end."""
         if self._best is not None and self._best.is_dir():
             pl_module.load_state_dict(load_trained(self._best), strict=False)
         self.after, self.answers_after = self._measure(trainer, pl_module)

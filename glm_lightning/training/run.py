@@ -20,7 +20,8 @@ from glm_lightning.files import write_json
 from glm_lightning.runs import RunFolder
 from glm_lightning.training import console, resuming
 from glm_lightning.training.artefact import leave_artefact
-from glm_lightning.training.build import Parts, build
+from glm_lightning.training.build import build
+from glm_lightning.training.parts import Parts
 from glm_lightning.types import UserError
 
 PROVIDED = {

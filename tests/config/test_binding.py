@@ -102,11 +102,11 @@ MISFITS = [
     ("whole", None, "a whole number"), ("number", "1e-4", "a number"), ("number", False, "a number"),
     ("flag", 1, "true or false"), ("flag", "yes", "true or false"), ("text", 3, "text"), ("text", None, "text"),
     ("maybe", "x", "a whole number or null"), ("path", 3, "text or a path"),
-    ("choice", "eagre", "one of sdpa, eager, 3"), ("mixed", [1], "auto or a whole number or a list of text"),
-    ("mixed", "all", "auto or a whole number or a list of text"), ("pair", [0.5], "a list of 2: a number, a number"),
-    ("pair", [0.5, "x"], "a list of 2: a number, a number"), ("names", "abc", "a list of text"),
-    ("names", [1], "a list of text"), ("many", ["x"], "a list of a whole number"),
-    ("table", {"a": "x"}, "keys and values (a number) or null"), ("plain", "Plain", f"a Plain, {NODE}"),
+    ("choice", "eagre", "one of sdpa, eager, 3"), ("mixed", [1], "auto or a whole number or a list [text, ...]"),
+    ("mixed", "all", "auto or a whole number or a list [text, ...]"), ("pair", [0.5], "a list [a number, a number]"),
+    ("pair", [0.5, "x"], "a list [a number, a number]"), ("names", "abc", "a list [text, ...]"),
+    ("names", [1], "a list [text, ...]"), ("many", ["x"], "a list [a whole number, ...]"),
+    ("table", {"a": "x"}, "keys with values {key: a number, ...} or null"), ("plain", "Plain", f"a Plain, {NODE}"),
     ("call", "print", f"a function, {NODE}"),
 ]  # fmt: skip
 

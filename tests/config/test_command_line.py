@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from glm_lightning import config
 from glm_lightning.config import arguments, compose, places
-from glm_lightning.config.command_line import FLAGS_WITH_VALUE
+from glm_lightning.config.command_line import FLAGS_WITH_VALUE, sources
 from glm_lightning.types import UserError
 
 FILES = {
@@ -148,6 +148,11 @@ class TestArguments:
 def test_flags_with_a_value_are_hydras() -> None:
     actions = [action for action in get_args_parser()._actions if action.option_strings and action.nargs != 0]
     assert {flag for action in actions for flag in action.option_strings} == FLAGS_WITH_VALUE
+
+
+def test_sources_are_the_flags_that_lead_to_yaml_files() -> None:
+    argv = ["-m", "--config-dir", "mine", "seed=1", "-cn=other", "hydra.searchpath=[x]", "--config-name", "y"]
+    assert sources(argv) == ["--config-dir", "mine", "-cn=other", "hydra.searchpath=[x]", "--config-name", "y"]
 
 
 @pytest.mark.usefixtures("conf")

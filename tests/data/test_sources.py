@@ -248,3 +248,12 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert cache.default_folder() == tmp_path
     monkeypatch.delenv("GLM_LIGHTNING_CACHE")
     assert cache.default_folder() == Path.home() / ".cache/glm_lightning"
+
+
+def test_rows_on_one_line_are_rows_of_their_own(room: Room) -> None:
+    path = room.folder / "one_line.json"
+    path.write_text(json.dumps(rows(*range(10)), ensure_ascii=False), encoding="utf-8")
+    splits = room.load(path, val=3)
+    assert splits.val is not None
+    assert (splits.train.num_rows, splits.val.num_rows) == (7, 3)
+    assert sorted(questions(splits.train) + questions(splits.val)) == sorted(f"question {n}" for n in range(10))
