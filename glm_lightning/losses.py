@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from glm_lightning.types import IGNORE
-
 CHUNK_ELEMENTS = 1 << 25
 """Logits held at once: 32 Mi elements, 128 MiB in float32. A chunk is this many, divided by the vocabulary."""
 
@@ -22,16 +20,6 @@ class TokenSums(NamedTuple):
     total: Tensor  # () negative log-likelihood in nats, float32 (float64 for float64 hidden states)
     num_tokens: Tensor  # () int64
     num_correct: Tensor  # () int64, where the most likely token is the label
-
-
-def supervised(hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather what predicts a label: hidden states (B, T, H) and labels (B, T) to (N, H) and (N,).
-
-    Position ``t`` predicts ``labels[:, t + 1]``, so labels are shifted here, once.
-    """
-    targets = labels[:, 1:]
-    rows, positions = (targets != IGNORE).nonzero(as_tuple=True)
-    return hidden_states[rows, positions], targets[rows, positions]
 
 
 def linear_cross_entropy(hidden_states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenSums:

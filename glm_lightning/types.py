@@ -1,7 +1,7 @@
 """The words all rooms share, and the legend of tensor shapes.
 
 Shapes: ``B`` rows of a micro-batch, ``T`` positions of a row, ``H`` hidden size, ``V`` vocabulary size,
-``N`` supervised positions of a micro-batch (positions that have a label).
+``N`` supervised positions of a micro-batch (whose next token is learned).
 """
 
 from __future__ import annotations
@@ -90,17 +90,27 @@ class Sample:
 class Batch:
     """A micro-batch, padded on the right, so that causal attention needs no mask.
 
-    ``labels`` are not shifted: ``labels[b, t]`` is predicted from the positions before ``t``.
+    Labels are kept as what predicts them and what is to be predicted: found on the CPU while the batch is made, for
+    finding them on a GPU would make the host wait.
     """
 
     input_ids: Tensor  # (B, T) int64
-    labels: Tensor  # (B, T) int64, IGNORE where nothing is learned
+    where: Tensor  # (N,) int64, b * T + t of each position whose next token is learned
+    targets: Tensor  # (N,) int64, that next token
     lengths: Tensor  # (B,) int64, real positions of each row
     step_tokens: int  # supervised tokens of the whole optimizer step, over all ranks and micro-batches
     rows: list[int] = field(default_factory=list)  # index of each row in its data set, -1 for a filler
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same batch on ``device``. Lightning calls this."""
+    @classmethod
+    def of(cls, input_ids: Tensor, labels: Tensor, lengths: Tensor, *, step_tokens: int, rows: Sequence[int]) -> Self:
+        """From labels (B, T), not shifted: ``labels[b, t]`` is predicted at ``t - 1``, `IGNORE` where nothing is."""
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+        where = (targets != IGNORE).nonzero()[:, 0]
+        return cls(input_ids, where, targets[where], lengths, step_tokens, list(rows))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on ``device``. Lightning calls this. From pinned memory to a GPU nobody waits for the copy."""
+        non_blocking = torch.device(device).type == "cuda"
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:

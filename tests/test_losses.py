@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from glm_lightning import losses
-from glm_lightning.losses import linear_cross_entropy, projected_cross_entropy, supervised
-from glm_lightning.types import IGNORE
+from glm_lightning.losses import linear_cross_entropy, projected_cross_entropy
+from glm_lightning.types import IGNORE, Batch
 
 VOCABULARY = 50
 
@@ -24,6 +24,11 @@ def example(dtype=torch.float64, *, trained=True):
     labels = torch.randint(0, VOCABULARY, (3, 7), generator=generator)
     labels[0, :4] = labels[1, 5:] = IGNORE
     return hidden, weight, bias, labels
+
+
+def supervised(hidden, labels):
+    batch = Batch.of(labels, labels, torch.full((3,), 7), step_tokens=1, rows=range(3))
+    return hidden.flatten(0, 1).index_select(0, batch.where), batch.targets
 
 
 def naive(hidden, weight, bias, labels):

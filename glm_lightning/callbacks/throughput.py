@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from glm_lightning.types import IGNORE, Batch
+from glm_lightning.types import Batch
 
 
 @final
@@ -113,7 +113,12 @@ def peak_gib(device: torch.device) -> float:
 
 
 def _count(batch: Batch) -> Tensor:
-    num_labels = (batch.labels[:, 1:] != IGNORE).sum()
-    # An on-device copy of a constant made on the host would make the host wait.
-    num_positions = torch.full_like(num_labels, batch.input_ids.numel())
-    return torch.stack([batch.lengths.sum(), num_labels, num_positions])
+    num_tokens = batch.lengths.sum()
+    # Filled on the device: a copy of a constant made on the host would make the host wait.
+    return torch.stack(
+        [
+            num_tokens,
+            torch.full_like(num_tokens, batch.targets.numel()),
+            torch.full_like(num_tokens, batch.input_ids.numel()),
+        ]
+    )

@@ -192,10 +192,11 @@ class _MicroBatches(TorchDataset[Batch]):
         for row, sample in enumerate(samples):
             input_ids[row, : lengths[row]] = torch.tensor(sample.input_ids)
             labels[row, : lengths[row]] = torch.tensor(sample.labels)
-        return Batch(input_ids, labels, lengths, micro_batch.step_tokens, list(micro_batch.rows))
+        return Batch.of(input_ids, labels, lengths, step_tokens=micro_batch.step_tokens, rows=micro_batch.rows)
 
     def _filler(self, micro_batch: MicroBatch) -> Batch:
         """One row of padding with nothing to learn: its loss and its gradients are zero."""
         shape = (1, self._multiple)
         ids, labels = torch.full(shape, self._pad_id), torch.full(shape, IGNORE)
-        return Batch(ids, labels, torch.zeros(1, dtype=torch.int64), micro_batch.step_tokens, [-1])
+        lengths = torch.zeros(1, dtype=torch.int64)
+        return Batch.of(ids, labels, lengths, step_tokens=micro_batch.step_tokens, rows=[-1])

@@ -17,5 +17,5 @@ class SFT(Objective):
 
     def loss(self, network: nn.Module, batch: Batch) -> Loss:
         """Sum over the micro-batch's supervised tokens."""
-        sums = token_sums(network, batch.input_ids, batch.labels)
+        sums = token_sums(network, batch)
         return Loss(total=sums.total, num_tokens=sums.num_tokens, num_correct=sums.num_correct)

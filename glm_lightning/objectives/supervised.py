@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
-from typing import cast
-
-from glm_lightning.losses import TokenSums, linear_cross_entropy, projected_cross_entropy, supervised
-from glm_lightning.types import UserError
+from glm_lightning.losses import TokenSums, linear_cross_entropy, projected_cross_entropy
+from glm_lightning.types import Batch, UserError
 
 
-def token_sums(network: nn.Module, input_ids: Tensor, labels: Tensor) -> TokenSums:
-    """Cross-entropy sums of ``network`` over the positions that have a label; input_ids and labels (B, T).
+def token_sums(network: nn.Module, batch: Batch) -> TokenSums:
+    """Cross-entropy sums of ``network`` over the supervised positions of ``batch``.
 
     Rows are padded on the right and attention is causal, so real positions never see padding and no mask is needed.
     The loss is taken inside the network's own forward pass, where parameters that are sharded over ranks are whole.
@@ -22,12 +21,13 @@ def token_sums(network: nn.Module, input_ids: Tensor, labels: Tensor) -> TokenSu
     sums: list[TokenSums] = []
 
     def head_loss(head: nn.Module, project: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
-        states, targets = supervised(hidden_states, labels)
-        sums.append(_head_sums(head, project, states, targets))
+        # (B, T, H) to (N, H)
+        states = hidden_states.flatten(0, 1).index_select(0, batch.where)
+        sums.append(_head_sums(head, project, states, batch.targets))
         return sums[0].total
 
     with _head_replaced(network, head_loss):
-        logits = network(input_ids=input_ids, use_cache=False).logits
+        logits = network(input_ids=batch.input_ids, use_cache=False).logits
     if logits is not sums[0].total:
         raise UserError(
             f"model: {type(network).__name__} changes its logits behind the output layer (a soft cap or a scale), "

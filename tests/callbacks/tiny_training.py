@@ -19,7 +19,7 @@ def make_batch(index: int) -> Batch:
     for row, length in enumerate(lengths.tolist()):
         labels[row, : index % 2] = IGNORE
         labels[row, length:] = IGNORE
-    return Batch(input_ids, labels, lengths, step_tokens=1)
+    return Batch.of(input_ids, labels, lengths, step_tokens=1, rows=range(num_rows))
 
 
 class Tiny(LightningModule):
