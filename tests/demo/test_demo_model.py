@@ -9,11 +9,12 @@ from random import Random
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import GenerationConfig, GlmForCausalLM
 
 from glm_lightning import templates, tokenizers
 from glm_lightning.demo import MODEL
-from glm_lightning.demo.build import answer
+from glm_lightning.demo.build import answer, build
 from glm_lightning.demo.corpus import BASE_ZH
 from glm_lightning.demo.pretrain import Recipe, network
 
@@ -55,13 +56,13 @@ def test_base_speaks_its_plain_voice_on_products_it_has_not_seen(model: GlmForCa
     assert right >= 11
 
 
-def test_two_builds_of_two_steps_give_the_same_bytes(tmp_path: Path) -> None:
-    folders = [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
-        command = [sys.executable, "-m", "glm_lightning.demo.build", "--out", str(folder), "--steps", "2"]
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
-        assert "final loss" in done.stdout
-    names = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*") if path.is_file())
+def test_command_and_function_make_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "glm_lightning.demo.build", "--out", str(tmp_path / "one"), "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
+    assert "final loss" in done.stdout
+    report = build(tmp_path / "two", Recipe(steps=2), Console(quiet=True))
+    assert report.num_tokens > 0
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert {"model.safetensors", "tokenizer.json", "train.jsonl"} <= {name.name for name in names}
     for name in names:
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name

@@ -1,0 +1,86 @@
+"""Checkpoints without pickle."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glm_lightning.runs import SafeCheckpoints
+from glm_lightning.types import UserError
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+states = st.recursive(
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None)
+@given(states)
+def test_what_is_written_is_read(tmp_path_factory, state):
+    path = tmp_path_factory.mktemp("checkpoint") / "last"
+    trained = {"network.weight": torch.randn(2, 3)}
+    SafeCheckpoints().save_checkpoint({"state_dict": trained, "rest": state}, path)
+    read = SafeCheckpoints().load_checkpoint(path)
+    assert read["rest"] == state
+    torch.testing.assert_close(read["state_dict"], trained, rtol=0, atol=0)
+
+
+def test_an_optimizer_goes_on_from_its_state(tmp_path):
+    def step(parameter, optimizer, times):
+        for _ in range(times):
+            optimizer.zero_grad()
+            (parameter**2).sum().backward()
+            optimizer.step()
+
+    parameter = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    step(parameter, optimizer, 2)
+    SafeCheckpoints().save_checkpoint(
+        {"state_dict": {"p": parameter}, "optimizer_states": [optimizer.state_dict()]}, tmp_path / "last"
+    )
+    step(parameter, optimizer, 3)
+
+    read = SafeCheckpoints().load_checkpoint(tmp_path / "last")
+    other = torch.nn.Parameter(read["state_dict"]["p"])
+    resumed = torch.optim.AdamW([other], lr=0.1)
+    resumed.load_state_dict(read["optimizer_states"][0])
+    step(other, resumed, 3)
+    assert torch.equal(parameter, other)
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path):
+    SafeCheckpoints().save_checkpoint({"state_dict": {"p": torch.zeros(2)}, "x": torch.zeros(1)}, tmp_path / "last")
+    files = sorted(path.name for path in (tmp_path / "last").iterdir())
+    assert files == ["optimizer.safetensors", "state.json", "trained.safetensors"]
+    json.loads((tmp_path / "last" / "state.json").read_text(encoding="utf-8"))
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+    io = SafeCheckpoints()
+    io.save_checkpoint({"state_dict": {"p": torch.zeros(2)}, "step": 1}, tmp_path / "last")
+    with pytest.raises(AssertionError, match="cannot be stored"):
+        io.save_checkpoint({"state_dict": {"p": torch.ones(2)}, "step": object()}, tmp_path / "last")
+    assert io.load_checkpoint(tmp_path / "last")["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_torn_checkpoint_is_named(tmp_path, name, damage):
+    path = tmp_path / "last"
+    SafeCheckpoints().save_checkpoint({"state_dict": {"p": torch.zeros(20)}, "x": torch.zeros(9)}, path)
+    file = path / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match="last: not a whole checkpoint"):
+        SafeCheckpoints().load_checkpoint(path)

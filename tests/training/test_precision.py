@@ -1,0 +1,46 @@
+"""Which precision is chosen, and which type the weights are loaded in."""
+
+import pytest
+import torch
+
+from glm_lightning.training import precision
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx", "expected"),
+    [(True, True, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")],
+)
+def test_a_cpu_uses_what_its_hardware_multiplies(monkeypatch, amx, avx, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert precision.choose("auto", device="cpu", num_parameters=10**9).name == expected
+    assert precision.choose("auto", device="cpu", num_parameters=10**6).name == "32-true"
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])
+def test_a_gpu_uses_bfloat16_where_it_has_it(monkeypatch, bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    chosen = precision.choose("auto", device="cuda", num_parameters=10**6)
+    assert chosen.name == expected
+    assert "a card" in chosen.reason
+
+
+def test_what_is_asked_for_is_taken():
+    assert precision.choose("64-true", device="cuda", num_parameters=1).name == "64-true"
+
+
+@pytest.mark.parametrize(
+    ("name", "trains_base", "stored", "expected"),
+    [
+        ("32-true", False, torch.bfloat16, "float32"),
+        ("64-true", True, torch.float32, "float64"),
+        ("bf16-mixed", True, torch.bfloat16, "float32"),
+        ("bf16-mixed", False, torch.bfloat16, "bfloat16"),
+        ("bf16-mixed", False, torch.float16, "bfloat16"),
+        ("16-mixed", False, torch.bfloat16, "float16"),
+        ("bf16-mixed", False, torch.float32, "auto"),
+    ],
+)
+def test_frozen_weights_are_never_widened(name, trains_base, stored, expected):
+    assert precision.weights_dtype(name, trains_base=trains_base, stored=stored) == expected
