@@ -7,11 +7,22 @@ from glm_lightning.config import help, places
 from glm_lightning.config.binding import check
 from glm_lightning.config.command_line import arguments, compose
 from glm_lightning.config.errors import exit_on_user_error
-from glm_lightning.config.places import conf_dir, entry_point
+from glm_lightning.config.places import command, conf_dir, entry_point
 from glm_lightning.config.quoting import quote
 from glm_lightning.config.storage import load, save
 
-__all__ = ["arguments", "check", "compose", "conf_dir", "entry_point", "exit_on_user_error", "load", "quote", "save"]
+__all__ = [
+    "arguments",
+    "check",
+    "command",
+    "compose",
+    "conf_dir",
+    "entry_point",
+    "exit_on_user_error",
+    "load",
+    "quote",
+    "save",
+]
 
 help.register()
 places.register()

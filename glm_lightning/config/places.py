@@ -28,3 +28,8 @@ def conf_dir() -> Path:
 def entry_point() -> Path:
     """train.py; it lies beside `conf_dir`."""
     return conf_dir().parent / "train.py"
+
+
+def command() -> str:
+    """How a user starts a run: from a checkout, or from an installed wheel."""
+    return "glm train" if (entry_point().parent / "__init__.py").exists() else "python train.py"

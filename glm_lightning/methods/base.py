@@ -57,7 +57,7 @@ class Method(pl.LightningModule, ABC):
         # Checkpoints hold only what was trained; `on_load_checkpoint` is stricter than Lightning about the rest.
         self.strict_loading = False
         self._step_total = torch.zeros(())
-        self._validation = torch.zeros(3, dtype=torch.float64)
+        self._validation: list[Tensor] = []
         self._seen_by_optimizer: dict[str, float | Tensor] = {}
 
     @abstractmethod
@@ -156,12 +156,15 @@ class Method(pl.LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last time."""
-        self._validation = torch.zeros(3, dtype=torch.float64)
+        self._validation = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a micro-batch to the sums: negative log-likelihood, tokens, right predictions."""
         loss = self.ingredients.objective.loss(self._network, batch)
-        self._validation += torch.stack([loss.total.double(), loss.num_tokens, loss.num_correct]).cpu()
+        # Left on the device: reading them here would make the host wait for every micro-batch.
+        self._validation.append(
+            torch.stack([loss.total, loss.num_tokens.to(loss.total), loss.num_correct.to(loss.total)])
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and token accuracy over all validation tokens of all ranks."""
@@ -171,9 +174,10 @@ class Method(pl.LightningModule, ABC):
 
     def validation_metrics(self) -> dict[str, float]:
         """Exact metrics from the sums of all ranks."""
-        total, num_tokens, num_correct = self.trainer.strategy.reduce(
-            self._validation.to(self.device), reduce_op="sum"
-        ).tolist()
+        sums = torch.stack(self._validation).cpu().double().sum(0)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        total, num_tokens, num_correct = sums.tolist()
         loss = total / num_tokens
         return {
             "val/loss": loss,

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from glm_lightning.config import command
 from glm_lightning.evaluation import Answered
 from glm_lightning.runs import RunFolder
 from glm_lightning.training.examination import Examination, spread
@@ -114,12 +115,12 @@ def closing(
         f"The run lies in [bold]{run}[/bold], the {artefact} in [bold]{run}/{artefact}[/bold].", highlight=False
     )
     console.print("Next:")
-    for command, what in (
+    for line, what in (
         (f"glm chat {run}", "talk to it"),
-        ("tensorboard --logdir outputs", "look at the curves"),
-        ("python train.py -m method=lora,full", "compare methods"),
+        (f"tensorboard --logdir {config.outputs}", "look at the curves"),
+        (f"{command()} -m method=lora,full", "compare methods"),
     ):
-        console.print(f"  {command:<60} [dim]# {what}", highlight=False, soft_wrap=True)
+        console.print(f"  {line:<60} [dim]# {what}", highlight=False, soft_wrap=True)
 
 
 def _scores(report: dict[str, Any]) -> Table:
