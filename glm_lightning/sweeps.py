@@ -33,6 +33,8 @@ from glm_lightning.config.quoting import parsed
 from glm_lightning.files import read_json, write_json, write_text
 
 RANKED_BY = "val/loss"
+IN_TABLE = (RANKED_BY, "val/token_accuracy", "test/rouge_l", "test/bleu")
+"""Metrics that the table shows; sweep.csv has all."""
 RESULTS = "sweep.json"
 _GRACE_SECONDS = 30.0
 _INTERRUPTED = 128 + signal.SIGINT
@@ -268,7 +270,7 @@ def _print(jobs: Sequence[Job], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    metrics = _metrics(jobs)
+    metrics = [name for name in IN_TABLE if name in _metrics(jobs)]
     table = Table(title="Sweep, best first", title_justify="left")
     for name in ("", "job", "what differs", *metrics, "outcome"):
         table.add_column(name, overflow="fold", justify="right" if name in metrics else "left")

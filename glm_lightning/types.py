@@ -7,12 +7,13 @@ Shapes: ``B`` rows of a micro-batch, ``T`` positions of a row, ``H`` hidden size
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes a second or two to import, and `UserError` is needed where nothing else of it is
+    import torch
+    from torch import Tensor
 
 IGNORE = -100
 """Label of a position that is not learned (the value torch's own losses ignore)."""
@@ -104,22 +105,24 @@ class Batch:
     @classmethod
     def of(cls, input_ids: Tensor, labels: Tensor, lengths: Tensor, *, step_tokens: int, rows: Sequence[int]) -> Self:
         """From labels (B, T), not shifted: ``labels[b, t]`` is predicted at ``t - 1``, `IGNORE` where nothing is."""
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+        from torch.nn.functional import pad
+
+        targets = pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
         where = (targets != IGNORE).nonzero()[:, 0]
         return cls(input_ids, where, targets[where], lengths, step_tokens, list(rows))
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``. Lightning calls this. From pinned memory to a GPU nobody waits for the copy."""
-        non_blocking = torch.device(device).type == "cuda"
+        non_blocking = str(device).startswith("cuda")
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory. torch's DataLoader calls this."""
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, function: Any) -> Self:
-        moved = {f.name: function(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
+        names = ("input_ids", "where", "targets", "lengths")
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
 @dataclass(slots=True)

@@ -209,7 +209,9 @@ def test_a_report_can_be_made_again(tmp_path: Path, capsys: pytest.CaptureFixtur
         sweeps._record(item, tmp_path)
     first = [item.number for item in report(tmp_path)]
     assert [item.number for item in report(tmp_path)] == first == [2, 0, 1]
-    assert str(tmp_path) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(tmp_path) in printed
+    assert sweeps.RANKED_BY in printed
 
 
 def test_the_score_is_what_a_sweeper_minimises() -> None:
