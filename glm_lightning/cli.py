@@ -28,7 +28,10 @@ class Command:
 
 COMMANDS = {
     "train": Command("fine-tune a model: glm train [key=value ...]; glm train --help", "glm_lightning.cli:train"),
-    "show": Command("what a run is, what it learned and where its files lie", "glm_lightning.inference.show:main"),
+    "show": Command(
+        "a question and its answer as the model sees them: what is learned is green",
+        "glm_lightning.inference.show:main",
+    ),
     "chat": Command("talk to a run or a model", "glm_lightning.inference.chat:main"),
 }
 

@@ -36,6 +36,7 @@ class DataModule(pl.LightningDataModule):
         batch_size: rows of an optimizer step, over all devices and accumulated micro-batches.
         max_tokens: padded positions of a micro-batch.
         pad_to_multiple: positions are rounded up to a multiple of this.
+        group_steps: steps whose rows are sorted by length together; 1 mixes lengths at random.
         cache_dir: folder of encoded data.
         num_workers: processes that read ahead; 0 reads in the training process.
     """
@@ -53,11 +54,17 @@ class DataModule(pl.LightningDataModule):
         batch_size: int = 16,
         max_tokens: int = 4096,
         pad_to_multiple: int = 64,
+        group_steps: int = 1,
         cache_dir: str | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        numbers = {"max_length": max_length, "batch_size": batch_size, "pad_to_multiple": pad_to_multiple}
+        numbers = {
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "pad_to_multiple": pad_to_multiple,
+            "group_steps": group_steps,
+        }
         problems = [f"data.{key} is {value}: must be 1 or more" for key, value in numbers.items() if value < 1]
         if max_tokens < max_length:
             problems.append(
@@ -69,7 +76,7 @@ class DataModule(pl.LightningDataModule):
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self.max_length = max_length
         self.batch_size, self.max_tokens, self.pad_to_multiple = batch_size, max_tokens, pad_to_multiple
-        self.seed, self.num_workers = seed, num_workers
+        self.group_steps, self.seed, self.num_workers = group_steps, seed, num_workers
 
     def load(self, tokenizer: Tokenizer, template: Template) -> Splits:
         """Read, judge and encode all rows (or find them encoded); done before any model is loaded."""
@@ -93,6 +100,7 @@ class DataModule(pl.LightningDataModule):
             max_tokens=self.max_tokens,
             pad_to_multiple=self.pad_to_multiple,
             seed=self.seed,
+            group_steps=self.group_steps,
             world_size=world_size,
             accumulate=1 if accumulate == "auto" else accumulate,
         )

@@ -1,7 +1,7 @@
 """The epoch plan: which rows meet in which optimizer step, and in which micro-batch of which rank.
 
 Sample lengths are known after encoding, so an epoch is a pure function in two cuts. `Plan.steps` makes the optimizer
-steps from (number of rows, seed, epoch, batch size) alone: the same whatever the hardware. `Plan.split` cuts one step
+steps from (lengths, seed, epoch, batch size) alone: the same whatever the hardware. `Plan.split` cuts one step
 into exactly ``world_size * accumulate`` micro-batches within a token budget. Every step's number of supervised tokens
 is known before it runs, so its loss is exact whatever the split, and resuming is planning again and skipping.
 """
@@ -39,6 +39,7 @@ class Plan:
         max_tokens: largest padded size of a micro-batch, rows times positions.
         pad_to_multiple: a micro-batch's positions are rounded up to a multiple of this: few distinct shapes.
         seed: of the order.
+        group_steps: steps whose rows are sorted by length together.
         world_size: number of ranks.
         accumulate: micro-batches of a rank in an optimizer step.
     """
@@ -49,6 +50,7 @@ class Plan:
     max_tokens: int
     pad_to_multiple: int
     seed: int
+    group_steps: int = 1
     world_size: int = 1
     accumulate: int = 1
 
@@ -63,9 +65,23 @@ class Plan:
         return self.num_steps * self.accumulate
 
     def steps(self, epoch: int) -> list[Rows]:
-        """The rows of each optimizer step: a seeded permutation in equal parts, so that no small rest is left."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
-        return np.array_split(order, self.num_steps)
+        """The rows of each optimizer step: a seeded permutation in equal parts, so that no small rest is left.
+
+        Rows of ``group_steps`` neighbouring steps are then exchanged so that each step has rows of like length, and
+        the steps are put in random order again.
+        """
+        rng = np.random.default_rng([self.seed, epoch])
+        steps = np.array_split(rng.permutation(len(self.lengths)), self.num_steps)
+        if self.group_steps > 1:
+            windows = [steps[start : start + self.group_steps] for start in range(0, len(steps), self.group_steps)]
+            steps = [step for window in windows for step in self._sorted_by_length(window)]
+            steps = [steps[index] for index in rng.permutation(len(steps))]
+        return steps
+
+    def _sorted_by_length(self, window: list[Rows]) -> list[Rows]:
+        rows = np.concatenate(window)
+        ordered = rows[np.argsort(self.lengths[rows], kind="stable")]
+        return np.split(ordered, np.cumsum([len(step) for step in window])[:-1])
 
     def split(self, rows: Rows) -> list[tuple[int, ...]]:
         """One step's rows as ``accumulate * world_size`` micro-batches; micro-batch ``m`` of rank ``r`` is at

@@ -16,6 +16,7 @@ from glm_lightning.files import read_json
 from glm_lightning.inference.generation import generate, stream
 from glm_lightning.inference.prompts import prompt_ids
 from glm_lightning.models import Source
+from glm_lightning.models.quiet import quiet
 from glm_lightning.models.source import DEMO, WeightsDtype
 from glm_lightning.runs import RunFolder
 from glm_lightning.templates import Template
@@ -119,6 +120,7 @@ def load(
     Raises:
         UserError: there is nothing to load, or it does not fit together.
     """
+    quiet()
     base, folder, files = _resolve(source)
     adapter = adapter if adapter is not None else folder
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -63,12 +63,13 @@ class Source:
         Raises:
             UserError: there is none, it is broken, or no native class can build it.
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         raw = self._raw_config()
         try:
             config = AutoConfig.from_pretrained(self.location, revision=self.revision, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise UserError(_why_not(self.path, raw, error)) from error
         return cast("PretrainedConfig", config)
 
@@ -88,10 +89,12 @@ class Source:
             ) from None
         except json.JSONDecodeError as error:
             raise UserError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from error
-        return dict(raw)
+        if not isinstance(raw, dict) or "model_type" not in raw:
+            raise UserError(f"{file}: names no model_type; give a folder that save_pretrained has written")
+        return raw
 
     def check(self) -> None:
-        """Raise `UserError` for a network that cannot be loaded, from its configuration alone."""
+        """Raise `UserError` for a network that cannot be loaded, from its configuration and the names of its files."""
         from transformers import AutoModelForCausalLM
 
         if type(self.config) not in AutoModelForCausalLM._model_mapping:
@@ -99,14 +102,18 @@ class Source:
                 f"model.path is {self.path!r}: its model type {self.config.model_type!r} is no causal language model; "
                 "give a model that writes text, such as GlmForCausalLM"
             )
+        if self.is_folder and not self._weights():
+            raise UserError(f"model.path is {self.path!r}: the folder holds no weights (.safetensors or .bin files)")
+
+    def _weights(self) -> list[Path]:
+        return sorted(f for f in Path(self.location).iterdir() if f.suffix in {".safetensors", ".bin"})
 
     @cached_property
     def fingerprint(self) -> str:
         """Names the weights: config, file names and sampled bytes of a folder; name and revision of a hub model."""
         if not self.is_folder:
             return digest(self.path, self.revision, self.config.to_dict().get("_commit_hash"))
-        weights = sorted(f for f in Path(self.location).iterdir() if f.suffix in {".safetensors", ".bin"})
-        return digest(self.config.to_dict(), [(f.name, sampled_fingerprint(f)) for f in weights])
+        return digest(self.config.to_dict(), [(f.name, sampled_fingerprint(f)) for f in self._weights()])
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
@@ -136,18 +143,22 @@ class Source:
             trust_remote_code=False,
         )
         if self.gradient_checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
+            network.activation_checkpointing_enable({"use_reentrant": False})
         return network
 
 
 def _why_not(path: str, raw: dict[str, Any], error: Exception) -> str:
-    model_type = raw.get("model_type")
+    from transformers import CONFIG_MAPPING
+
+    if not raw:
+        return f"model.path is {path!r}: neither a folder here nor a model that the hub gives: {error}"
+    model_type = raw["model_type"]
+    if model_type in CONFIG_MAPPING:
+        return f"model.path is {path!r}: config.json does not fit model type {model_type!r}: {error}"
     if "auto_map" in raw:
         return (
             f"model.path is {path!r}: this folder asks for code of its own (auto_map in config.json, model type "
             f"{model_type!r}), which is never run; "
             "use a conversion to a native class, such as the -hf releases of GLM-4"
         )
-    if raw:
-        return f"model.path is {path!r}: transformers has no native class for model type {model_type!r}"
-    return f"model.path is {path!r}: neither a folder here nor a model that the hub gives: {error}"
+    return f"model.path is {path!r}: transformers has no native class for model type {model_type!r}"

@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 import torch
 
+from glm_lightning import __version__
 from glm_lightning.files import read_json, write_json
 
-PACKAGES = ("glm-lightning", "torch", "lightning", "transformers", "peft", "tokenizers", "safetensors", "hydra-core")
+PACKAGES = ("torch", "lightning", "transformers", "peft", "tokenizers", "safetensors", "hydra-core")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"glm-lightning": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -114,13 +115,6 @@ def environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "git": _revision(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from glm_lightning.config import command
 from glm_lightning.evaluation import Answered
+from glm_lightning.models.quiet import quiet as quiet_loading
 from glm_lightning.runs import RunFolder
 from glm_lightning.training.examination import Examination, spread
 from glm_lightning.training.parts import Parts
@@ -30,7 +31,6 @@ IGNORED_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 against torch 2.13
     "Found .* module\\(s\\) in eval mode at the start of training",
     "Experiment logs directory .* exists",
-    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 against transformers 5.23
 )
 """Warnings of Lightning about what is meant here."""
 
@@ -39,12 +39,8 @@ def quiet() -> None:
     """Silence notices of the libraries that repeat what a run says itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # it asks for a package that would fetch code from a hub
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    quiet_loading()
 
 
 @contextmanager

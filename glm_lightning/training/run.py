@@ -53,7 +53,7 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     config = resuming.resolve(config, overrides)
     config.run_dir = str(_run_dir(config))
     folder = RunFolder(Path(config.run_dir))
-    configuration.check(_with_autos_set(config), provided=PROVIDED)
+    configuration.check(with_autos_set(config), provided=PROVIDED)
     pl.seed_everything(config.seed, verbose=False)
     parts = build(config, folder)
     checkpoint = folder.last if folder.last.is_dir() else None
@@ -83,7 +83,7 @@ def _run_dir(config: DictConfig) -> Path:
     return chosen
 
 
-def _with_autos_set(config: DictConfig) -> DictConfig:
+def with_autos_set(config: DictConfig) -> DictConfig:
     """The configuration with a stand-in for every ``auto`` that is ours and not Lightning's."""
     checked = config.copy()
     if checked.trainer.accumulate_grad_batches == "auto":

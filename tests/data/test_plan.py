@@ -26,6 +26,7 @@ plans = st.builds(
     accumulate=st.integers(1, 4),
     pad_to_multiple=st.sampled_from([1, 8, 64]),
     seed=st.integers(0, 5),
+    group_steps=st.integers(1, 5),
 )
 
 
@@ -83,6 +84,20 @@ def test_epochs_and_seeds_differ_and_are_reproducible():
     orders = {tuple(np.concatenate(p.steps(epoch))) for p in (plan, replace(plan, seed=1)) for epoch in (0, 1)}
     assert len(orders) == 4
     assert all((a == b).all() for a, b in zip(plan.steps(5), plan.steps(5), strict=True))
+
+
+def test_grouping_lessens_padding_and_keeps_steps_in_random_order():
+    rng = np.random.default_rng(0)
+    plan = make(rng.integers(1, 200, 256), max_tokens=10**6)
+
+    def padding(plan):
+        rows = [list(batch.rows) for batch in plan.micro_batches(0)]
+        return sum(int(plan.lengths[r].max()) * len(r) - int(plan.lengths[r].sum()) for r in rows)
+
+    grouped = replace(plan, group_steps=8)
+    assert padding(grouped) < padding(plan) / 3
+    means = [plan.lengths[rows].mean() for rows in grouped.steps(0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
 
 
 def test_no_step_is_much_smaller_than_the_others():

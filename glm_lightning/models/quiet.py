@@ -1,0 +1,19 @@
+"""Silence what libraries say on loading that no user can act on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+
+def quiet() -> None:
+    """Keep bitsandbytes' and peft's notices, and progress bars where nobody watches, off the console."""
+    from transformers.utils import logging as transformers_logging
+
+    # It asks for a package that would fetch code from a hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # peft 0.21 against transformers 5.23
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
