@@ -11,6 +11,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from glm_lightning.types import UserError
 
+MONITOR = "val/loss"
+"""What the best checkpoint has least of."""
+
 
 @final
 class BestAndLast(Checkpoint):
@@ -21,14 +24,14 @@ class BestAndLast(Checkpoint):
     uninterrupted one saw. Checkpoints fall between optimizer steps only: no gradient is ever lost.
     """
 
-    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None, monitor: str = "val/loss") -> None:
+    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"callbacks.checkpoints.every_n_steps is {every_n_steps}: must be 1 or more, or null")
         self.last, self.best = Path(folder) / "last", Path(folder) / "best"
         self._every_n_steps = every_n_steps
-        self._monitor = monitor
         self.best_value = math.inf
         self.best_step = 0
+        self.validated_step = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,7 +43,8 @@ class BestAndLast(Checkpoint):
         assert fetcher is not None
         validation_due = loop._should_check_val_fx(fetcher)
         due = self._every_n_steps is not None and trainer.global_step % self._every_n_steps == 0
-        # Without validation the end of an epoch is the only other moment.
+        # The end of training, and without validation the end of an epoch, are the other moments.
+        due = due or trainer.global_step == trainer.max_steps
         due = due or (loop.batch_progress.is_last_batch and not trainer.enable_validation)
         if finished_step and due and not validation_due:
             trainer.save_checkpoint(self.last)
@@ -49,7 +53,8 @@ class BestAndLast(Checkpoint):
         """Save the newest, and the best if this one is."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        value = float(trainer.callback_metrics[self._monitor])
+        value = float(trainer.callback_metrics[MONITOR])
+        self.validated_step = trainer.global_step
         improved = value < self.best_value
         if improved:
             self.best_value, self.best_step = value, trainer.global_step
@@ -58,8 +63,9 @@ class BestAndLast(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"best_value": self.best_value, "best_step": self.best_step}
+        return {"best_value": self.best_value, "best_step": self.best_step, "validated_step": self.validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        self.validated_step = state_dict["validated_step"]

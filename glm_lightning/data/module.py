@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.formats import Format
 from glm_lightning.data.plan import MicroBatch, Plan, evaluation_batches, padded_lengths
-from glm_lightning.data.sources import Splits, load_splits
+from glm_lightning.data.sources import Splits, find_files, load_splits
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import IGNORE, Batch, UserError
@@ -66,6 +66,8 @@ class DataModule(pl.LightningDataModule):
             "group_steps": group_steps,
         }
         problems = [f"data.{key} is {value}: must be 1 or more" for key, value in numbers.items() if value < 1]
+        if num_workers < 0:
+            problems.append(f"data.num_workers is {num_workers}: must be 0 or more")
         if max_tokens < max_length:
             problems.append(
                 f"data.max_tokens is {max_tokens}: must hold at least one sample of data.max_length={max_length}"
@@ -78,16 +80,23 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.max_tokens, self.pad_to_multiple = batch_size, max_tokens, pad_to_multiple
         self.group_steps, self.seed, self.num_workers = group_steps, seed, num_workers
 
+    def check(self) -> None:
+        """Raise `UserError` for files that are not there; nothing is read."""
+        find_files({part: self._source[part] for part in ("train", "val", "test")})
+
     def load(self, tokenizer: Tokenizer, template: Template) -> Splits:
         """Read, judge and encode all rows (or find them encoded); done before any model is loaded."""
-        self.splits = load_splits(
-            **self._source,
-            seed=self.seed,
-            max_length=self.max_length,
-            cache_dir=self._cache_dir,
-            tokenizer=tokenizer,
-            template=template,
-        )
+        try:
+            self.splits = load_splits(
+                **self._source,
+                seed=self.seed,
+                max_length=self.max_length,
+                cache_dir=self._cache_dir,
+                tokenizer=tokenizer,
+                template=template,
+            )
+        except OSError as error:
+            raise UserError(f"data: {error}; data.cache_dir is {str(self._cache_dir)!r}") from error
         self._pad_id = tokenizer.pad_id
         return self.splits
 

@@ -88,8 +88,8 @@ def expand(source: str | Path | Sequence[str | Path], *, key: str) -> list[Path]
             problems.append(f"{key}: {str(entry)!r} is no file, no folder with {', '.join(_SUFFIXES)} files in it, and "
                             f"no glob that matches one (looked from {Path.cwd()})")  # fmt: skip
         files += [file for file in found if file not in files]
-    if problems:
-        raise UserError(problems)
+    if problems or not files:
+        raise UserError(problems or f"{key} is an empty list: give a file")
     return files
 
 

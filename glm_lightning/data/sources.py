@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -77,7 +77,7 @@ def load_splits(
     """
     encoder = Encoder(tokenizer=tokenizer, template=template, max_length=max_length)
     folder = Path(cache_dir).expanduser() if cache_dir else cache.default_folder()
-    files = _files({"train": train, "val": val, "test": test})
+    files = find_files({"train": train, "val": val, "test": test})
     loaded = _all(files, lambda _, paths: load_dataset(paths, format=format, encoder=encoder, folder=folder))
     sizes = {name: size for name, size in (("val", val), ("test", test)) if isinstance(size, int | float)}
     parts, dropped = _split(loaded["train"], sizes, split=split, seed=seed)
@@ -89,7 +89,12 @@ def load_splits(
     return splits
 
 
-def _files(sources: dict[str, Part]) -> dict[str, list[Path]]:
+def find_files(sources: Mapping[str, Part]) -> dict[str, list[Path]]:
+    """The files of each part that has files of its own.
+
+    Raises:
+        UserError: everything that is not there, or is in two parts.
+    """
     given = {name: s for name, s in sources.items() if s is not None and not isinstance(s, int | float)}
     files = _all(given, lambda name, source: expand(source, key=f"data.{name}"))
     seen: dict[Path, str] = {}

@@ -124,7 +124,7 @@ def load(
     base, folder, files = _resolve(source)
     adapter = adapter if adapter is not None else folder
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = tokenizers.load(files)
+    tokenizer = tokenizers.load(files, revision=base.revision)
     template = templates.find(base.template, tokenizer, base.config.model_type)
     model: Any = base.load(dtype=dtype or ("float32" if device == "cpu" else "auto"))
     if adapter is not None:

@@ -21,6 +21,9 @@ from glm_lightning.objectives.base import Objective
 from glm_lightning.optim import NamedParameters
 from glm_lightning.types import Batch, UserError
 
+VALIDATION_METRICS = ("val/loss", "val/perplexity", "val/token_accuracy")
+"""What validation measures; what a callback can watch."""
+
 
 @dataclass(frozen=True)
 class Ingredients:
@@ -179,11 +182,8 @@ class Method(pl.LightningModule, ABC):
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
         total, num_tokens, num_correct = sums.tolist()
         loss = total / num_tokens
-        return {
-            "val/loss": loss,
-            "val/perplexity": math.exp(min(loss, 700.0)),
-            "val/token_accuracy": num_correct / num_tokens,
-        }
+        values = (loss, math.exp(min(loss, 700.0)), num_correct / num_tokens)
+        return dict(zip(VALIDATION_METRICS, values, strict=True))
 
     # -- checkpoints
 

@@ -22,7 +22,7 @@ def find(name: str, tokenizer: Tokenizer, model_type: str) -> Template:
         name = _choose(tokenizer, model_type)
     known = [info.name for info in pkgutil.iter_modules(__path__) if info.name != "base"]
     if name not in known:
-        raise UserError(f"template: {name!r} is not one of auto, {', '.join(sorted(known))}")
+        raise UserError(f"model.template is {name!r}: must be one of auto, {', '.join(sorted(known))}")
     module = importlib.import_module(f"{__name__}.{name}")
     classes = [each for each in Template.__subclasses__() if each.__module__ == module.__name__]
     assert len(classes) == 1, f"{module.__name__} must define one Template"

@@ -12,8 +12,10 @@ __all__ = ["Tokenizer", "load"]
 _FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def load(path: str | Path) -> Tokenizer:
-    """Read the tokenizer of a model folder, or of a model by its Hugging Face name. No code of the folder is run.
+def load(path: str | Path, *, revision: str | None = None) -> Tokenizer:
+    """Read the tokenizer of a model folder, or of a model by its Hugging Face name; no code of the folder is run.
+
+    ``revision`` is a branch, tag or commit on the hub.
 
     Raises:
         UserError: there is no tokenizer, or none that can be read without running its code.
@@ -27,4 +29,4 @@ def load(path: str | Path) -> Tokenizer:
     # transformers takes seconds to import: only where a tokenizer is really read
     from glm_lightning.tokenizers import huggingface
 
-    return huggingface.load(path)
+    return huggingface.load(path, revision=revision)

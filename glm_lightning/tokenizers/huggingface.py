@@ -62,14 +62,14 @@ class HuggingFaceTokenizer(Tokenizer):
         self._hf.save_pretrained(folder)
 
 
-def load(source: str | Path) -> HuggingFaceTokenizer:
-    """Read the tokenizer of a folder, or of a model by its hub name.
+def load(source: str | Path, *, revision: str | None = None) -> HuggingFaceTokenizer:
+    """Read the tokenizer of a folder, or of a model by its hub name (and branch, tag or commit).
 
     Raises:
         UserError: there is none, it asks for remote code, or it has no fast form.
     """
     try:
-        hf = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        hf = AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
     except Exception as error:
         # transformers raises OSError, ValueError, KeyError, ImportError and backend errors here, by file and version
         raise UserError(

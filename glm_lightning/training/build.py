@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -12,18 +12,20 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
-from glm_lightning import evaluation, metrics, templates, tokenizers
+from glm_lightning import evaluation, templates, tokenizers
 from glm_lightning.callbacks import JsonLines
 from glm_lightning.data.module import DataModule
 from glm_lightning.data.plan import Plan
 from glm_lightning.methods.base import Ingredients, Method
 from glm_lightning.models import Source
+from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.training import console, precision
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
+from glm_lightning.training.problems import Problems, in_numbers, made
 from glm_lightning.types import UserError
 
 
@@ -33,13 +35,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     Raises:
         UserError: what is wrong with any of them, all at once; then what is wrong with the data.
     """
-    problems = _Problems()
-    source: Source = instantiate(config.model)
-    data = problems.none_in(lambda: instantiate(config.data))
-    problems.none_in(source.check)
-    objective = problems.none_in(lambda: instantiate(config.objective))
-    measures = [problems.none_in(functools.partial(metrics.find, name)) for name in config.evaluation.metrics]
-    problems.raise_if_any()
+    source, objective, settings, data = _checked(config)
     tokenizer = _tokenizer(source)
     template = templates.find(source.template, tokenizer, source.config.model_type)
     data.load(tokenizer, template)
@@ -47,47 +43,61 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     chosen = precision.choose(
         str(config.trainer.precision), device=_device(config), num_parameters=source.num_parameters
     )
-    examination = _examination(config, folder, tokenizer, template, data, measures)
+    examination = _examination(folder, tokenizer, template, data, settings)
     trainer = _trainer(config, folder, chosen.name, data, examination)
     plan = data.schedule(
         world_size=trainer.num_devices * trainer.num_nodes,
         accumulate=config.trainer.accumulate_grad_batches,
-        epochs=_epochs(trainer),
+        epochs=config.trainer.max_epochs,
     )
     trainer.accumulate_grad_batches = plan.accumulate
     _set_validation(trainer, config.trainer.val_check_interval, plan)
-    num_steps = _num_steps(trainer, plan)
+    steps = plan.num_steps * config.trainer.max_epochs
+    num_steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
     method = _method(config, source, objective, chosen.name, num_steps)
-    method.check(source.skeleton)
     return Parts(source, tokenizer, template, data, chosen, trainer, examination, plan, num_steps, method)
 
 
-class _Problems:
-    """Collects what users have to mend, so that they see all of it at once."""
+def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings, DataModule]:
+    """The parts that need neither data nor devices; all that is wrong with them, and with the others, is told here."""
+    problems = Problems()
+    problems.found += in_numbers(config)
+    source: Source = instantiate(config.model)
+    problems.none_in(source.check)
+    objective = problems.none_in(lambda: made(config.objective, "objective"))
+    settings = problems.none_in(lambda: made(config.evaluation, "evaluation"))
+    data = problems.none_in(lambda: made(config.data, "data"))
+    if data is not None:
+        problems.none_in(data.check)
+    problems.none_in(lambda: _watchers(config))
+    problems.none_in(lambda: precision.check(str(config.trainer.precision), device=_device(config)))
+    # Constructing a method costs nothing, so one is made for its mistakes before there are data to make the real one.
+    rehearsal = problems.none_in(lambda: _rehearsal(config, source, cast(Objective, objective)))
+    if rehearsal is not None and not problems.found:
+        problems.none_in(lambda: rehearsal.check(source.skeleton))
+    problems.raise_if_any()
+    assert objective is not None
+    assert settings is not None
+    assert data is not None
+    return source, objective, settings, data
 
-    def __init__(self) -> None:
-        self.found: list[str] = []
 
-    def none_in(self, build: Callable[[], Any]) -> Any:
-        """What ``build`` gives, or None if it finds problems."""
-        try:
-            return build()
-        except UserError as error:
-            self.found += error.problems
-        except Exception as error:
-            # Hydra wraps what a constructor raises.
-            if not isinstance(error.__cause__, UserError):
-                raise
-            self.found += error.__cause__.problems
-        return None
-
-    def raise_if_any(self) -> None:
-        if self.found:
-            raise UserError(self.found)
+def _rehearsal(config: DictConfig, source: Source, objective: Objective) -> Method:
+    """A method that is never trained, with optimizer and schedule tried on a parameter of four zeros."""
+    problems = Problems()
+    method = problems.none_in(
+        lambda: made(config.method, "method", _ingredients(config, source, objective, num_steps=1))
+    )
+    ingredients = _ingredients(config, source, objective, num_steps=1)
+    parameter = ("weight", torch.nn.Parameter(torch.zeros(2, 2)))
+    optimizer = problems.none_in(lambda: ingredients.optimizer([parameter]))
+    problems.none_in(lambda: ingredients.scheduler(optimizer or torch.optim.SGD([parameter[1]], lr=1.0)))
+    problems.raise_if_any()
+    return cast(Method, method)
 
 
 def _tokenizer(source: Source) -> Tokenizer:
-    tokenizer = tokenizers.load(source.location)
+    tokenizer = tokenizers.load(source.location, revision=source.revision)
     rows = source.config.get_text_config().vocab_size
     if tokenizer.vocab_size > rows:
         raise UserError(
@@ -107,42 +117,40 @@ def _device(config: DictConfig) -> str:
 
 
 def _examination(
-    config: DictConfig,
-    folder: RunFolder,
-    tokenizer: Tokenizer,
-    template: Template,
-    data: DataModule,
-    measures: Sequence[metrics.Metric],
+    folder: RunFolder, tokenizer: Tokenizer, template: Template, data: DataModule, settings: evaluation.Settings
 ) -> Examination:
-    test, knobs = data.splits.test, config.evaluation
-    best = None if data.splits.val is None else folder.best
+    test = data.splits.test
     if test is None:
-        return Examination(before=folder.before, best=best, examine=None, samples=0)
+        return Examination(before=folder.before, examine=None, samples=0)
     examine = functools.partial(
         evaluation.score,
         dataset=test,
         tokenizer=tokenizer,
         template=template,
-        metrics=measures,
-        max_new_tokens=knobs.max_new_tokens,
-        batch_size=knobs.batch_size,
-        limit=knobs.rows,
+        metrics=settings.measures,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        limit=settings.rows,
     )
-    return Examination(before=folder.before, best=best, examine=examine, samples=knobs.samples)
+    return Examination(before=folder.before, examine=examine, samples=settings.samples)
 
 
 def _trainer(
     config: DictConfig, folder: RunFolder, chosen: str, data: DataModule, examination: Examination
 ) -> pl.Trainer:
+    watchers = _watchers(config)
+    if data.splits.val is None:
+        watchers.pop("early_stopping", None)
     # Examination first: clocks and bars of the others start after what it does at the start.
-    callbacks = [LambdaCallback(on_fit_start=console.trainable), examination, *_watchers(config, data)]
-    loggers = [instantiate(node) for node in config.logger.values() if node is not None]
+    callbacks = [LambdaCallback(on_fit_start=console.trainable), examination, *watchers.values()]
+    loggers = [made(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     knobs = OmegaConf.merge(
         config.trainer,
         {"precision": chosen, "accumulate_grad_batches": 1, "val_check_interval": 1.0},
     )
-    trainer = instantiate(
+    trainer = made(
         knobs,
+        "trainer",
         callbacks=callbacks,
         logger=[*loggers, JsonLines(folder.metrics)],
         plugins=[SafeCheckpoints()],
@@ -152,22 +160,13 @@ def _trainer(
         num_sanity_val_steps=0,
         limit_val_batches=None if data.splits.val is not None else 0,
         enable_model_summary=False,
-        _convert_="all",
     )
     return cast(pl.Trainer, trainer)
 
 
-def _watchers(config: DictConfig, data: DataModule) -> list[Callback]:
-    watchers: list[Callback] = []
-    for name, node in config.callbacks.items():
-        if node is None or (data.splits.val is None and name == "early_stopping"):
-            continue
-        watchers.append(instantiate(node))
-    return watchers
-
-
-def _epochs(trainer: pl.Trainer) -> int:
-    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
+def _watchers(config: DictConfig) -> dict[str, Callback]:
+    nodes = {str(name): node for name, node in config.callbacks.items() if node is not None}
+    return {name: made(node, f"callbacks.{name}") for name, node in nodes.items()}
 
 
 def _set_validation(trainer: pl.Trainer, interval: float | int, plan: Plan) -> None:
@@ -180,26 +179,30 @@ def _set_validation(trainer: pl.Trainer, interval: float | int, plan: Plan) -> N
     trainer.val_check_interval = steps * plan.accumulate
 
 
-def _num_steps(trainer: pl.Trainer, plan: Plan) -> int:
-    steps = plan.num_steps * _epochs(trainer)
-    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+def _ingredients(config: DictConfig, source: Source, objective: Objective, *, num_steps: int) -> Ingredients:
+    return Ingredients(
+        load=source.load,
+        objective=objective,
+        optimizer=made(config.optimizer, "optimizer"),
+        scheduler=functools.partial(made(config.scheduler, "scheduler"), num_steps=num_steps),
+        seed=config.seed,
+        base="",
+        log_every_n_steps=config.trainer.log_every_n_steps,
+    )
 
 
-def _method(config: DictConfig, source: Source, objective: Any, chosen: str, num_steps: int) -> Method:
+def _method(config: DictConfig, source: Source, objective: Objective, chosen: str, num_steps: int) -> Method:
     stored = cast(torch.dtype, source.config.dtype or torch.float32)
     target: Any = get_class(config.method._target_)
     dtype = precision.weights_dtype(chosen, trains_base=target.trains_base, stored=stored)
-    optimizer = instantiate(config.optimizer, _convert_="all")
+    ingredients = _ingredients(config, source, objective, num_steps=num_steps)
     # Scaled float16 gradients must be unscaled before they are clipped, which a fused kernel does by itself, too late.
     fused = {"fused": False} if chosen == "16-mixed" else {}
-    ingredients = Ingredients(
+    ingredients = replace(
+        ingredients,
         load=functools.partial(source.load, dtype=dtype),
-        objective=objective,
-        optimizer=functools.partial(optimizer, **fused),
-        scheduler=functools.partial(instantiate(config.scheduler), num_steps=num_steps),
-        seed=config.seed,
+        optimizer=functools.partial(ingredients.optimizer, **fused),
         base=source.fingerprint,
         base_dtype=stored,
-        log_every_n_steps=config.trainer.log_every_n_steps,
     )
-    return cast(Method, instantiate(config.method, ingredients, _convert_="all"))
+    return cast(Method, made(config.method, "method", ingredients))

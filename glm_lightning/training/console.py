@@ -66,7 +66,7 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
         "devices": f"{devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}",
         "batch": f"{plan.batch_size} rows an optimizer step = {plan.world_size} device(s) x {plan.accumulate} "
         f"micro-batch(es) of at most {plan.max_tokens:,} tokens",
-        "steps": f"{parts.num_steps} optimizer steps, {plan.num_steps} an epoch",
+        "steps": f"{parts.num_steps:,} optimizer step(s), {plan.num_steps:,} an epoch",
         "run": _shown(folder.path),
     }
     if checkpoint is not None:

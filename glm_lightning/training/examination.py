@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from glm_lightning.callbacks import BestAndLast
 from glm_lightning.evaluation import Answered, Scores
 from glm_lightning.files import read_json, write_json
 from glm_lightning.methods.base import Method
@@ -25,12 +26,13 @@ Examine = Callable[[torch.nn.Module], Scores]
 class Examination(Callback):
     """Measures validation loss on all ranks and answers the test rows on the first, before and after training.
 
-    Runs inside the fit, where the network is on its device. ``after`` measures the best checkpoint, whose weights stay
-    in the network. A resumed run finds ``before`` in its folder. ``samples`` answers go to TensorBoard as text.
+    Runs inside the fit, where the network is on its device. ``after`` measures the best checkpoint, or the last weights
+    if those are better; what is measured stays in the network. A resumed run finds ``before`` in its folder.
+    ``samples`` answers go to TensorBoard as text.
     """
 
-    def __init__(self, *, before: Path, best: Path | None, examine: Examine | None, samples: int) -> None:
-        self._before_file, self._best, self._examine, self._samples = before, best, examine, samples
+    def __init__(self, *, before: Path, examine: Examine | None, samples: int) -> None:
+        self._before_file, self._examine, self._samples = before, examine, samples
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.answers_before: list[Answered] = []
@@ -49,11 +51,25 @@ class Examination(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the best checkpoint, after all that watches the training has seen its end."""
-        if self._best is not None and self._best.is_dir():
-            pl_module.load_state_dict(load_trained(self._best), strict=False)
+        self._take_best(trainer, pl_module)
         self.after, self.answers_after = self._measure(trainer, pl_module)
         scores = {name: value for name, value in self.after.items() if name.startswith("test/")}
         self._log(trainer, scores, self.answers_after)
+
+    def _take_best(self, trainer: pl.Trainer, module: Any) -> None:
+        """Load the best checkpoint, unless the last steps, which no validation has seen yet, are better."""
+        keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestAndLast)]
+        if not keepers or not keepers[0].best.is_dir() or keepers[0].best_step == trainer.global_step:
+            return
+        best = keepers[0]
+        if best.validated_step != trainer.global_step and self._last(trainer, module)["val/loss"] < best.best_value:
+            return
+        module.load_state_dict(load_trained(best.best), strict=False)
+
+    def _last(self, trainer: pl.Trainer, module: Method) -> dict[str, float]:
+        module.eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            return self._validate(trainer, module)
 
     def _measure(self, trainer: pl.Trainer, module: Any) -> tuple[dict[str, float], list[Answered]]:
         assert isinstance(module, Method)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from glm_lightning.models.source import WeightsDtype
+from glm_lightning.types import UserError
 
 SMALL = 50_000_000
 """Parameters below which bfloat16 gains nothing on a CPU: converting costs more than the faster products save."""
@@ -17,6 +18,12 @@ class Precision(NamedTuple):
 
     name: str
     reason: str
+
+
+def check(requested: str, *, device: str) -> None:
+    """Raise `UserError` for a precision that ``device`` has not."""
+    if requested in ("16-mixed", "16-true", "16") and device == "cpu":
+        raise UserError(f"trainer.precision is {requested}: a CPU has no float16; use bf16-mixed, 32-true or auto")
 
 
 def choose(requested: str, *, device: str, num_parameters: int) -> Precision:

@@ -54,8 +54,8 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     config.run_dir = str(_run_dir(config))
     folder = RunFolder(Path(config.run_dir))
     configuration.check(with_autos_set(config), provided=PROVIDED)
-    pl.seed_everything(config.seed, verbose=False)
     parts = build(config, folder)
+    pl.seed_everything(config.seed, verbose=False)
     checkpoint = folder.last if folder.last.is_dir() else None
     if parts.trainer.is_global_zero:
         _begin(config, folder, parts)
@@ -94,7 +94,10 @@ def with_autos_set(config: DictConfig) -> DictConfig:
 
 
 def _begin(config: DictConfig, folder: RunFolder, parts: Parts) -> None:
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir is {str(folder.path)!r}: cannot be made: {error.strerror}") from error
     configuration.save(config, folder.config)
     folder.write_environment()
     folder.report.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A run that was killed and resumed ends where an uninterrupted one does, to the last bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -117,3 +118,22 @@ def test_a_foreign_checkpoint_is_refused_by_name(train, tmp_path, tiny_glm, monk
     with pytest.raises(UserError) as caught:
         glm_lightning.train([f"resume={run.path}", "trainer.max_epochs=2", "method.rank=8"])
     assert any("has shape" in problem and "lora_A" in problem for problem in caught.value.problems)
+
+
+def test_a_run_that_ended_between_two_validations_goes_on_exactly(train, tmp_path):
+    import glm_lightning
+
+    knobs = ("scheduler=constant", "trainer.precision=32-true")
+    whole = train("whole", *knobs, "trainer.max_steps=7")
+    train("short", *knobs, "trainer.max_steps=3")
+    longer = glm_lightning.train([f"resume={tmp_path / 'short'}", "trainer.max_steps=7"])
+    expected, got = weights(whole), weights(type(whole)(longer.path))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_the_last_steps_count_though_no_validation_has_seen_them(train):
+    # five steps are an epoch: the best checkpoint is from step 5, and step 7 is better
+    run = train("seven", "trainer.max_steps=7")
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    at_five = next(line["val/loss"] for line in lines if line["step"] == 5 and "val/loss" in line)
+    assert run.read_report()["metrics"]["val/loss"] < at_five

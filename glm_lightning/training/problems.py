@@ -1,0 +1,79 @@
+"""Mistakes of a run's configuration that signatures cannot see, told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from glm_lightning.methods.base import VALIDATION_METRICS
+from glm_lightning.types import UserError
+
+T = TypeVar("T")
+
+
+class Problems:
+    """Collects what users have to mend, so that they see all of it at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def none_in(self, build: Callable[[], T]) -> T | None:
+        """What ``build`` gives, or None if it finds problems."""
+        try:
+            return build()
+        except UserError as error:
+            self.found += [problem for problem in error.problems if problem not in self.found]
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raise one `UserError` with all of them."""
+        if self.found:
+            raise UserError(self.found)
+
+
+def made(node: Any, key: str, *args: Any, **kwargs: Any) -> Any:
+    """Instantiate a node of the configuration.
+
+    Raises:
+        UserError: its constructor refuses a value, in its own words behind ``key``.
+    """
+    try:
+        return instantiate(node, *args, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        # what Lightning says to users of its own: a device that is not there, a name it does not know
+        if isinstance(cause, ValueError | RuntimeError) or type(cause).__name__ == "MisconfigurationException":
+            raise UserError(f"{key}: {cause}") from error
+        raise
+
+
+def in_numbers(config: DictConfig) -> Iterator[str]:
+    """Numbers outside their range, and monitors of what is not measured."""
+    ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("seed", lambda n: 0 <= n < 2**32, "from 0 to 4294967295"),
+        ("trainer.max_epochs", lambda n: n is not None and n >= 1, "1 or more"),
+        ("trainer.max_steps", lambda n: n == -1 or n >= 1, "1 or more, or -1 for no limit"),
+        ("trainer.gradient_clip_val", lambda n: n is None or n > 0, "above 0, or null for no clipping"),
+        ("trainer.log_every_n_steps", lambda n: n is not None and n >= 1, "1 or more"),
+        ("trainer.val_check_interval", _is_interval, "a share of an epoch in (0, 1] or a whole number of steps"),
+    )
+    for key, fine, rule in ranges:
+        value = OmegaConf.select(config, key)
+        if not fine(value):
+            yield f"{key} is {value}: must be {rule}"
+    for name, node in config.callbacks.items():
+        monitor = None if node is None else node.get("monitor")
+        if monitor is not None and monitor not in VALIDATION_METRICS:
+            yield f"callbacks.{name}.monitor is {monitor!r}: must be one of {', '.join(VALIDATION_METRICS)}"
+
+
+def _is_interval(value: Any) -> bool:
+    if isinstance(value, int):
+        return value >= 1
+    return isinstance(value, float) and 0 < value <= 1
