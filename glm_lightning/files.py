@@ -42,7 +42,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends without an exception.
 
     A folder that is already there is replaced; after a crash either the old or the new one is there, or the old one
-    under its name with ``.old`` behind it, never a half-written one.
+    set aside, which `recover` puts back; never a half-written one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -61,6 +61,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Put back what `atomic_folder` had set aside when a crash came between its two renames."""
+    old = path.with_name(f".{path.name}.old")
+    if not path.exists() and old.exists():
+        old.rename(path)
 
 
 def _fsync(path: Path) -> None:

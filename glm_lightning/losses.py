@@ -28,13 +28,16 @@ def linear_cross_entropy(hidden_states: Tensor, weight: Tensor, bias: Tensor | N
     hidden_states (N, H), weight (V, H), bias (V,) or None, targets (N,). Log-sum-exp and sums are float32 (float64 for
     float64); gradients are built chunk by chunk in the forward pass, and only for inputs that require one.
     """
+    if torch.is_autocast_enabled(hidden_states.device.type):
+        # Once here, not at each use below: the head of a mixed-precision run may be held in float32.
+        hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
     # Asked here: inside the function gradients are off, and a validation pass must not build any.
     wanted = tuple(
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden_states, weight, bias)
     )
     total, num_correct = _LinearCrossEntropy.apply(hidden_states, weight, bias, targets, wanted)  # type: ignore[no-untyped-call]
-    return TokenSums(total, torch.tensor(targets.numel(), device=targets.device), num_correct)
+    return TokenSums(total, targets.new_full((), targets.numel()), num_correct)
 
 
 def projected_cross_entropy(
@@ -47,7 +50,7 @@ def projected_cross_entropy(
     for hidden_chunk, target_chunk in _chunks(hidden_states, targets, vocabulary) or [(hidden_states, targets)]:
         chunk_total, chunk_correct = checkpoint(_chunk_sums, project, hidden_chunk, target_chunk, use_reentrant=False)
         total, num_correct = total + chunk_total, num_correct + chunk_correct
-    return TokenSums(total, torch.tensor(targets.numel(), device=targets.device), num_correct)
+    return TokenSums(total, targets.new_full((), targets.numel()), num_correct)
 
 
 def _chunk_sums(project: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(weight[:, 0], dtype=dtype) if wanted[2] else None,
         )
         total, num_correct = hidden.new_zeros((), dtype=dtype), targets.new_zeros(())
-        # One copy in the compute type for all chunks: a no-op unless a float32 head runs under autocast.
+        # One copy in the compute type for all chunks; nothing to do where the head is held in it.
         head = weight.to(hidden.dtype)
         start = 0
         for chunk, target in _chunks(hidden, targets, weight.shape[0]):
@@ -107,7 +110,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [
-            None if grad is None else (grad * grad_total).to(dtype)
+            # In float32: on a GPU the factor would else be rounded to the gradient's 16 bits.
+            None if grad is None else (grad.to(grad_total.dtype) * grad_total).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None)

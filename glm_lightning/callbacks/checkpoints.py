@@ -32,6 +32,11 @@ class BestAndLast(Checkpoint):
         self.best_value = math.inf
         self.best_step = 0
         self.validated_step = 0
+        self._should_stop = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once where the run that is resumed had been stopped."""
+        trainer.should_stop = trainer.should_stop or self._should_stop
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,6 +60,8 @@ class BestAndLast(Checkpoint):
             return
         value = float(trainer.callback_metrics[MONITOR])
         self.validated_step = trainer.global_step
+        # Early stopping has decided by now, but Lightning does not keep what it decided.
+        self._should_stop = trainer.should_stop
         improved = value < self.best_value
         if improved:
             self.best_value, self.best_step = value, trainer.global_step
@@ -63,9 +70,15 @@ class BestAndLast(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"best_value": self.best_value, "best_step": self.best_step, "validated_step": self.validated_step}
+        return {
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "validated_step": self.validated_step,
+            "should_stop": self._should_stop,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
         self.validated_step = state_dict["validated_step"]
+        self._should_stop = state_dict["should_stop"]

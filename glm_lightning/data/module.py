@@ -133,6 +133,32 @@ class DataModule(pl.LightningDataModule):
             for name, part in self.splits.parts.items()
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the order of rows; part of every checkpoint."""
+        return {
+            "data": self.splits.train.fingerprint,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "group_steps": self.group_steps,
+            "rows": len(self.splits.train),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on in another order than the checkpoint was made in.
+
+        Raises:
+            UserError: the data, or what decides the order of their rows, has changed.
+        """
+        now = self.state_dict()
+        changed = [
+            f"data.{key}: the checkpoint was made with {old}, now it is {now[key]}; "
+            "a resumed run goes on with the same rows in the same order"
+            for key, old in state_dict.items()
+            if now[key] != old
+        ]
+        if changed:
+            raise UserError(changed)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of this rank. Lightning asks after it has restored a checkpoint's progress."""
         assert self.trainer is not None

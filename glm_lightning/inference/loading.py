@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
 from glm_lightning import templates, tokenizers
+from glm_lightning.config import command
 from glm_lightning.data.encoding import Encoder
 from glm_lightning.files import read_json
 from glm_lightning.inference.generation import generate, stream
@@ -126,7 +127,8 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = tokenizers.load(files, revision=base.revision)
     template = templates.find(base.template, tokenizer, base.config.model_type)
-    model: Any = base.load(dtype=dtype or ("float32" if device == "cpu" else "auto"))
+    chosen = dtype or ("float32" if device == "cpu" else base.dtype)
+    model: Any = replace(base, dtype=chosen).load()
     if adapter is not None:
         from peft import PeftModel
 
@@ -158,34 +160,44 @@ def _resolve(source: str | Path) -> tuple[Source, Path | None, str]:
     if (folder / "adapter_config.json").is_file():
         return _resolve_adapter(folder)
     if (folder / "glm_lightning.json").is_file():
-        base = Source(path=str(folder), template=read_json(folder / "glm_lightning.json")["template"])
+        base = Source(path=str(folder), template=_ours(folder)["template"])
     else:
         base = Source(path=str(source))
     return base, None, base.location
 
 
 def _resolve_run(run: RunFolder) -> tuple[Source, Path | None, str]:
-    for kind in ("adapter", "model"):
-        folder = run.artefact(kind)
-        if not folder.is_dir():
-            continue
-        node = run.read_config()["model"]
-        known = {field.name for field in fields(Source)}
-        base = Source(**{key: value for key, value in node.items() if key in known} | {"gradient_checkpointing": False})
-        template = read_json(folder / "glm_lightning.json")["template"]
-        if kind == "model":
-            return Source(path=str(folder), template=template, attention=base.attention), None, str(folder)
-        return base, folder, str(folder)
-    raise UserError(f"{run.path}: this run is not finished; go on with it: python train.py resume={run.path}")
+    if run.artefact("adapter").is_dir():
+        return _resolve_adapter(run.artefact("adapter"))
+    folder = run.artefact("model")
+    if folder.is_dir():
+        return Source(path=str(folder), template=_ours(folder)["template"]), None, str(folder)
+    raise UserError(f"{run.path}: this run is not finished; go on with it: {command()} resume={run.path}")
+
+
+def _ours(folder: Path) -> dict[str, Any]:
+    """What a run wrote beside its weights.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = folder / "glm_lightning.json"
+    try:
+        return dict(read_json(file))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
 
 
 def _resolve_adapter(folder: Path) -> tuple[Source, Path | None, str]:
-    try:
-        ours = read_json(folder / "glm_lightning.json")
-    except FileNotFoundError:
+    if not (folder / "glm_lightning.json").is_file():
         # made by another tool: PEFT names the base, the tokenizer is the base's
         base = Source(path=read_json(folder / "adapter_config.json")["base_model_name_or_path"])
         return base, folder, base.location
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / 'glm_lightning.json'}:{error.lineno}: not valid JSON") from error
-    return Source(path=ours["base"], template=ours["template"]), folder, str(folder)
+    ours = _ours(folder)
+    base = Source(path=ours["base"], revision=ours["revision"], template=ours["template"])
+    if base.fingerprint != ours["fingerprint"]:
+        raise UserError(
+            f"{folder}: was trained on other weights than those in {ours['base']} now "
+            f"(fingerprint {ours['fingerprint']}, now {base.fingerprint}); put those back there"
+        )
+    return base, folder, str(folder)

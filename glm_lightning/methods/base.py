@@ -25,6 +25,10 @@ VALIDATION_METRICS = ("val/loss", "val/perplexity", "val/token_accuracy")
 """What validation measures; what a callback can watch."""
 
 
+SKIPPED_IN_A_ROW = 20
+"""Steps that float16's scaler may skip one after another before the network itself must be what overflows."""
+
+
 @dataclass(frozen=True)
 class Ingredients:
     """What a method is given at run time, beside the knobs of its yaml."""
@@ -59,6 +63,8 @@ class Method(pl.LightningModule, ABC):
         self.network: nn.Module | None = None
         # Checkpoints hold only what was trained; `on_load_checkpoint` is stricter than Lightning about the rest.
         self.strict_loading = False
+        self.num_skipped_steps = 0
+        self._skipped_in_a_row = 0
         self._step_total = torch.zeros(())
         self._validation: list[Tensor] = []
         self._seen_by_optimizer: dict[str, float | Tensor] = {}
@@ -136,13 +142,21 @@ class Method(pl.LightningModule, ABC):
         """Clip by the norm over everything trained; a norm that is not finite stops the run."""
         trained = list(self.trained().values())
         norm = nn.utils.clip_grad_norm_(trained, gradient_clip_val or math.inf)
-        # float16 has a scaler that skips such steps by itself and lowers its scale
-        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
+        self._refuse_endless(norm)
+        self._seen_by_optimizer = {"train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
+
+    def _refuse_endless(self, norm: Tensor) -> None:
+        if torch.isfinite(norm):
+            self._skipped_in_a_row = 0
+            return
+        # float16 has a scaler that skips such steps by itself and lowers its scale, which a few of them teach it
+        self.num_skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self.trainer.precision != "16-mixed" or self._skipped_in_a_row > SKIPPED_IN_A_ROW:
             raise UserError(
                 f"step {self.trainer.global_step + 1}: the gradient norm is {norm.item()}; lower optimizer.lr, "
                 "or set trainer.precision=32-true"
             )
-        self._seen_by_optimizer = {"train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the finished optimizer step: the mean over its tokens, over all micro-batches and ranks."""
@@ -191,6 +205,7 @@ class Method(pl.LightningModule, ABC):
         """Keep only what was trained, and the name of the base it belongs to."""
         checkpoint["state_dict"] = {name: parameter.detach() for name, parameter in self.trained().items()}
         checkpoint["base"] = self.ingredients.base
+        checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse one that does not fit: another base, or a key that is missing, surplus or of another shape."""
@@ -210,3 +225,18 @@ class Method(pl.LightningModule, ABC):
         ]
         if problems:
             raise UserError(problems)
+        _recount(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def _recount(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Count the steps done in micro-batches of this run: other devices or another budget split steps differently.
+
+    Checkpoints fall between steps, so ``ready`` is a whole number of steps; the other counters follow it.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        steps, rest = divmod(counts["ready"], checkpoint["accumulate_grad_batches"])
+        assert rest == 0, "a checkpoint inside a step"
+        shift = steps * accumulate - counts["ready"]
+        for name in counts:
+            counts[name] += shift

@@ -110,10 +110,12 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the weights: config, file names and sampled bytes of a folder; name and revision of a hub model."""
+        """Names the weights: config, file names and sampled bytes of a folder; name and commit of a hub model."""
         if not self.is_folder:
-            return digest(self.path, self.revision, self.config.to_dict().get("_commit_hash"))
-        return digest(self.config.to_dict(), [(f.name, sampled_fingerprint(f)) for f in self._weights()])
+            return digest(self.path, self.revision, getattr(self.config, "_commit_hash", None))
+        # Neither where the folder lies nor which release of transformers reads it makes it another network.
+        config = {k: v for k, v in self.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+        return digest(config, [(f.name, sampled_fingerprint(f)) for f in self._weights()])
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:

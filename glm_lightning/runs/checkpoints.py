@@ -46,6 +46,8 @@ class SafeCheckpoints(CheckpointIO):
         folder = Path(path)
         try:
             stored = read_json(folder / STATE)
+            if stored["format"] != FORMAT:
+                raise UserError(f"{folder}: written in format {stored['format']}, this release reads {FORMAT}")
             tensors = load_file(folder / TENSORS)
             checkpoint = _unpack(stored["state"], tensors)
             return checkpoint | {"state_dict": load_file(folder / TRAINED)}

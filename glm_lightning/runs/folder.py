@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from glm_lightning import __version__
-from glm_lightning.files import read_json, write_json
+from glm_lightning.files import lock, read_json, write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "tokenizers", "safetensors", "hydra-core")
 
@@ -68,6 +68,20 @@ class RunFolder:
     def best(self) -> Path:
         """The checkpoint with the lowest validation loss."""
         return self.path / "checkpoints" / "best"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that runs in this folder."""
+        return self.path / ".lock"
+
+    @property
+    def running(self) -> bool:
+        """Whether a process is running in this folder."""
+        try:
+            with lock(self.lock, timeout=0):
+                return False
+        except TimeoutError:
+            return True
 
     @property
     def finished(self) -> bool:

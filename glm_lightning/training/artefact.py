@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from glm_lightning.files import atomic_folder, write_json, write_text
-from glm_lightning.methods.base import Method
+from glm_lightning.models.source import DEMO
 from glm_lightning.runs import RunFolder
 from glm_lightning.runs.folder import environment
-from glm_lightning.templates import Template
-from glm_lightning.tokenizers import Tokenizer
+from glm_lightning.training.parts import Parts
 
 
-def leave_artefact(
-    config: DictConfig,
-    folder: RunFolder,
-    method: Method,
-    tokenizer: Tokenizer,
-    template: Template,
-    report: dict[str, Any],
-) -> None:
+def leave_artefact(config: DictConfig, folder: RunFolder, parts: Parts, report: dict[str, Any]) -> None:
     """Write the adapter or model folder of a finished run, whole or not at all."""
+    source, method = parts.source, parts.method
     with atomic_folder(folder.artefact(method.artefact)) as part:
         method.save(part)
-        tokenizer.save(part)
-        write_json(part / "glm_lightning.json", {"base": config.model.path, "template": template.name})
+        parts.tokenizer.save(part)
+        belongs_to = {
+            "base": str(Path(source.path).absolute()) if source.is_folder and source.path != DEMO else source.path,
+            "revision": source.revision,
+            "fingerprint": source.fingerprint,
+            "template": parts.template.name,
+        }
+        write_json(part / "glm_lightning.json", belongs_to)
         write_text(part / "README.md", card(config, report))
 
 

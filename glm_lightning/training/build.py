@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import replace
 from typing import Any, cast
 
@@ -197,7 +198,8 @@ def _method(config: DictConfig, source: Source, objective: Objective, chosen: st
     dtype = precision.weights_dtype(chosen, trains_base=target.trains_base, stored=stored)
     ingredients = _ingredients(config, source, objective, num_steps=num_steps)
     # Scaled float16 gradients must be unscaled before they are clipped, which a fused kernel does by itself, too late.
-    fused = {"fused": False} if chosen == "16-mixed" else {}
+    has_fused = "fused" in inspect.signature(ingredients.optimizer).parameters
+    fused = {"fused": False} if chosen == "16-mixed" and has_fused else {}
     ingredients = replace(
         ingredients,
         load=functools.partial(source.load, dtype=dtype),

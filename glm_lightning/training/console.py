@@ -71,6 +71,8 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
     }
     if checkpoint is not None:
         lines["resumed"] = f"from {_shown(checkpoint)}"
+    elif config.resume not in (None, "auto"):
+        lines["resumed"] = "no checkpoint was written yet: starts at the first step"
     table = Table.grid(padding=(0, 2))
     for name, value in lines.items():
         table.add_row(f"[bold]{name}", value)
@@ -134,8 +136,11 @@ def _side_by_side(before: list[Answered], after: list[Answered], count: int) -> 
     table = Table(title="answers to test rows", title_justify="left", show_lines=True)
     for name in ("asked", "before", "after"):
         table.add_column(name, overflow="fold", ratio=1)
-    for old, new in spread(list(zip(before, after, strict=True)), count):
-        table.add_row(old["prompt"], old["answer"], new["answer"])
+    # A resumed run may answer other rows than it did at its start.
+    known = {(answer["origin"], answer["prompt"]): answer["answer"] for answer in before}
+    for answer in spread(after, count):
+        old = known.get((answer["origin"], answer["prompt"]), "")
+        table.add_row(answer["prompt"], old, answer["answer"])
     return table
 
 

@@ -38,11 +38,15 @@ class Examination(Callback):
         self.answers_before: list[Answered] = []
         self.answers_after: list[Answered] = []
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the base."""
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find what an earlier part of the run has measured; on_train_start does not come where no step is left."""
         if self._before_file.is_file():
             kept = read_json(self._before_file)
             self.before, self.answers_before = kept["metrics"], kept["answers"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the base."""
+        if self._before_file.is_file():
             return
         self.before, self.answers_before = self._measure(trainer, pl_module)
         if trainer.is_global_zero:
@@ -51,6 +55,8 @@ class Examination(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the best checkpoint, after all that watches the training has seen its end."""
+        # Lightning has moved the network to the CPU by now.
+        trainer.strategy.model_to_device()
         self._take_best(trainer, pl_module)
         self.after, self.answers_after = self._measure(trainer, pl_module)
         scores = {name: value for name, value in self.after.items() if name.startswith("test/")}

@@ -13,6 +13,12 @@ SMALL = 50_000_000
 """Parameters below which bfloat16 gains nothing on a CPU: converting costs more than the faster products save."""
 
 
+ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+"""Lightning's short names, and what it takes them for."""
+
+NAMES = ("64-true", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
+
+
 class Precision(NamedTuple):
     """A precision of Lightning's, and why."""
 
@@ -22,14 +28,21 @@ class Precision(NamedTuple):
 
 def check(requested: str, *, device: str) -> None:
     """Raise `UserError` for a precision that ``device`` has not."""
-    if requested in ("16-mixed", "16-true", "16") and device == "cpu":
+    name = ALIASES.get(requested, requested)
+    if name not in (*NAMES, "auto"):
+        raise UserError(f"trainer.precision is {requested}: must be one of auto, {', '.join(NAMES)}")
+    if name in ("16-mixed", "16-true") and device == "cpu":
         raise UserError(f"trainer.precision is {requested}: a CPU has no float16; use bf16-mixed, 32-true or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator is gpu: there is no CUDA device here; use trainer.accelerator=cpu, or trainer=ddp_cpu"
+        )
 
 
 def choose(requested: str, *, device: str, num_parameters: int) -> Precision:
     """The precision for ``requested`` (``auto`` or one of Lightning's) on ``device`` (cuda, cpu, mps)."""
     if requested != "auto":
-        return Precision(requested, "as asked")
+        return Precision(ALIASES.get(requested, requested), "as asked")
     if device == "cuda":
         name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -64,6 +77,5 @@ def weights_dtype(precision: str, *, trains_base: bool, stored: torch.dtype) -> 
         return true[precision]
     if trains_base:
         return "float32"
-    if stored in (torch.bfloat16, torch.float16):
-        return "bfloat16" if precision == "bf16-mixed" else "float16"
-    return "auto"
+    computed: dict[str, WeightsDtype] = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
+    return computed[precision] if stored in (torch.bfloat16, torch.float16) else "auto"

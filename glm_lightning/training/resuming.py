@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -17,9 +18,14 @@ from glm_lightning.types import UserError
 APART = ("resume", "run_dir", "name")
 """Keys that do not tell one run's settings from another's."""
 
+TRUSTED = ("glm_lightning.", "lightning.", "torch.")
+"""Where what a stored configuration calls may come from."""
 
-def resolve(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+
+def resolve(config: DictConfig, overrides: Sequence[str], *, of_first: Path | None = None) -> DictConfig:
     """The configuration to run: ``config``, or that of the run it says to resume, with ``overrides`` on top.
+
+    ``of_first`` is the folder that the first rank has chosen, for the other ranks.
 
     Raises:
         UserError: there is no such run, or it is finished, or an override exchanges a part of it.
@@ -27,7 +33,7 @@ def resolve(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if config.resume is None:
         return config
     if config.resume == "auto":
-        folder = _newest_unfinished(config)
+        folder = _newest_unfinished(config) if of_first is None else RunFolder(of_first)
         return config if folder is None else _resumed(folder, {})
     folder = RunFolder(Path(config.resume).expanduser().absolute())
     if not folder.config.is_file():
@@ -44,7 +50,7 @@ def _values(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _resumed(folder: RunFolder, changes: dict[str, Any]) -> DictConfig:
-    stored = configuration.load(folder.config)
+    stored = _moved(configuration.load(folder.config), folder)
     parts = [key for key in changes if OmegaConf.is_config(OmegaConf.select(stored, key))]
     problems = [
         f"{key}={changes[key]}: a resumed run keeps its {key}; single values, such as trainer.max_epochs, can change"
@@ -63,11 +69,36 @@ def _resumed(folder: RunFolder, changes: dict[str, Any]) -> DictConfig:
     return stored
 
 
+def _moved(stored: DictConfig, folder: RunFolder) -> DictConfig:
+    """A stored configuration with the places inside its folder as they are now; the folder may have been moved.
+
+    Raises:
+        UserError: it would call what no run of ours calls. A configuration is data; somebody else's may not run code.
+    """
+    plain = _replaced(OmegaConf.to_container(stored), str(stored.run_dir), str(folder.path))
+    foreign = [target for target in _targets(plain) if not target.startswith(TRUSTED)]
+    if foreign:
+        raise UserError(
+            [f"{folder.config}: calls {target}, which is none of {', '.join(TRUSTED)}..." for target in foreign]
+        )
+    return cast(DictConfig, OmegaConf.create(plain))
+
+
+def _targets(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [str(value["_target_"])] if "_target_" in value else []
+        return own + [target for item in value.values() for target in _targets(item)]
+    return [target for item in value for target in _targets(item)] if isinstance(value, list) else []
+
+
 def _newest_unfinished(config: DictConfig) -> RunFolder | None:
     wanted = _settings(config)
     for folder in runs(Path(config.outputs)):
-        if not folder.finished and _settings(configuration.load(folder.config)) == wanted:
-            return folder
+        if folder.finished or folder.running:
+            continue
+        with contextlib.suppress(UserError):  # what is no run of ours
+            if _settings(configuration.load(folder.config)) == wanted:
+                return folder
     return None
 
 
@@ -87,6 +118,6 @@ def _replaced(value: Any, old: str, new: str) -> Any:
         return {key: _replaced(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
         return [_replaced(item, old, new) for item in value]
-    if isinstance(value, str) and value.startswith(old):
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
         return new + value[len(old) :]
     return value

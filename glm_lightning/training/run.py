@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +14,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning import config as configuration
 from glm_lightning.callbacks import Throughput
-from glm_lightning.files import write_json
+from glm_lightning.files import lock, recover, write_json
 from glm_lightning.runs import RunFolder
 from glm_lightning.training import console, resuming
 from glm_lightning.training.artefact import leave_artefact
@@ -50,37 +53,66 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
         UserError: whatever is wrong with configuration or data, all of it, before the network is loaded.
     """
     console.quiet()
-    config = resuming.resolve(config, overrides)
-    config.run_dir = str(_run_dir(config))
+    of_first = _folder_of_first()
+    config = resuming.resolve(config, overrides, of_first=of_first)
+    config.run_dir = str(of_first or _run_dir(config))
+    os.environ[CHILD_RUN_DIR] = config.run_dir
     folder = RunFolder(Path(config.run_dir))
     configuration.check(with_autos_set(config), provided=PROVIDED)
     parts = build(config, folder)
     pl.seed_everything(config.seed, verbose=False)
+    for kept in (folder.last, folder.best):
+        recover(kept)
     checkpoint = folder.last if folder.last.is_dir() else None
-    if parts.trainer.is_global_zero:
-        _begin(config, folder, parts)
-        console.opening(config, parts, folder, checkpoint)
-    with console.named_warnings_ignored():
+    with _owned(folder, is_first=parts.trainer.is_global_zero), console.named_warnings_ignored():
+        if parts.trainer.is_global_zero:
+            _begin(config, folder, parts)
+            console.opening(config, parts, folder, checkpoint)
         parts.trainer.fit(parts.method, datamodule=parts.data, ckpt_path=checkpoint)
-    return _finish(config, folder, parts)
+        return _finish(config, folder, parts)
+
+
+@contextlib.contextmanager
+def _owned(folder: RunFolder, *, is_first: bool) -> Iterator[None]:
+    """Keep a second process from writing into a folder that is being run in."""
+    if not is_first:
+        yield
+        return
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        owned = contextlib.ExitStack()
+        owned.enter_context(lock(folder.lock, timeout=0))
+    except TimeoutError:
+        raise UserError(
+            f"run_dir is {str(folder.path)!r}: another process is running in it; wait for its end"
+        ) from None
+    except OSError as error:
+        raise UserError(f"run_dir is {str(folder.path)!r}: cannot be made: {error.strerror}") from error
+    with owned:
+        yield
+
+
+def _folder_of_first() -> Path | None:
+    """The folder that the first rank has chosen, where this is a rank that it has started."""
+    is_child = rank_zero_only.rank > 0  # type: ignore[attr-defined]
+    return Path(os.environ[CHILD_RUN_DIR]) if is_child and CHILD_RUN_DIR in os.environ else None
 
 
 def _run_dir(config: DictConfig) -> Path:
-    child = int(os.environ.get("LOCAL_RANK", 0)) > 0
     if config.run_dir is not None:
         chosen = Path(config.run_dir).absolute()
-        if config.resume is None and not child and (chosen / "config.yaml").exists():
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if config.resume is None and is_first and (chosen / "config.yaml").exists():
             raise UserError(f"run_dir is {config.run_dir!r}: a run lies there already; give resume={config.run_dir}")
         return chosen
-    if child and CHILD_RUN_DIR in os.environ:
-        return Path(os.environ[CHILD_RUN_DIR])
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         raise UserError("run_dir is null: ranks that are started from outside must share one folder; give run_dir=...")
     method = config.method._target_.rpartition(".")[2].lower()
     name = config.name or f"{Path(str(config.model.path)).name}_{method}"
-    chosen = Path(config.outputs).absolute() / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    os.environ[CHILD_RUN_DIR] = str(chosen)
-    return chosen
+    wanted = Path(config.outputs).absolute() / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
+    # two starts within a second get folders of their own
+    others = (wanted.with_name(f"{wanted.name}_{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([wanted], others) if not folder.exists())
 
 
 def with_autos_set(config: DictConfig) -> DictConfig:
@@ -94,10 +126,6 @@ def with_autos_set(config: DictConfig) -> DictConfig:
 
 
 def _begin(config: DictConfig, folder: RunFolder, parts: Parts) -> None:
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir is {str(folder.path)!r}: cannot be made: {error.strerror}") from error
     configuration.save(config, folder.config)
     folder.write_environment()
     folder.report.unlink(missing_ok=True)
@@ -121,13 +149,19 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
             "peak_gib": throughput.peak_gib if throughput else None,
             "train_seconds": throughput.seconds if throughput else None,
             "trained_parameters": sum(p.numel() for p in parts.method.trained().values()),
-            "notices": parts.data.splits.notices,
+            "notices": _notices(parts),
         }
-        leave_artefact(config, folder, parts.method, parts.tokenizer, parts.template, report)
+        leave_artefact(config, folder, parts, report)
         _log_end(config, parts)
         write_json(folder.report, report)
         console.closing(config, report, examination, folder, parts.method.artefact)
     return Run(folder.path, examination.after, config)
+
+
+def _notices(parts: Parts) -> list[str]:
+    skipped = parts.method.num_skipped_steps
+    of_training = [f"{skipped} steps were skipped: their gradients were not finite in float16"] if skipped else []
+    return [*parts.data.splits.notices, *of_training]
 
 
 def _log_end(config: DictConfig, parts: Parts) -> None:
