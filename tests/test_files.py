@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from glm_lightning.files import atomic_folder, digest, fingerprint, lock, sampled_fingerprint, write_text
+from glm_lightning.files import atomic_folder, digest, fingerprint, lock, recover, sampled_fingerprint, write_text
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -16,6 +16,17 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         {}[(part / "a").write_text("half", encoding="utf-8")]
     assert (target / "a").read_text(encoding="utf-8") == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_set_aside_by_a_crash_is_put_back(tmp_path):
+    target = tmp_path / "last"
+    aside = tmp_path / ".last.old"
+    aside.mkdir()
+    recover(target)
+    assert target.is_dir()
+    aside.mkdir()
+    recover(target)
+    assert aside.is_dir()
 
 
 def test_a_text_is_replaced_whole(tmp_path):

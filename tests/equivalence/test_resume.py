@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from tiny_runs import ROOT, weights
+from tiny_runs import ROOT, largest_difference, weights
 
 from glm_lightning.types import UserError
 
@@ -137,3 +137,88 @@ def test_the_last_steps_count_though_no_validation_has_seen_them(train):
     lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     at_five = next(line["val/loss"] for line in lines if line["step"] == 5 and "val/loss" in line)
     assert run.read_report()["metrics"]["val/loss"] < at_five
+
+
+def test_another_split_goes_on_with_the_same_rows(train, tmp_path, stop_after, monkeypatch):
+    import glm_lightning
+
+    knobs = ("callbacks.checkpoints.every_n_steps=1", "trainer.max_steps=-1", "trainer.accumulate_grad_batches=2")
+    whole = train("whole", *knobs)
+    stop_after(3)
+    with pytest.raises(StopError):
+        train("broken", *knobs)
+    monkeypatch.undo()
+    resumed = glm_lightning.train([f"resume={tmp_path / 'broken'}", "trainer.accumulate_grad_batches=4"])
+    assert largest_difference(weights(whole), weights(type(whole)(resumed.path))) < 1e-10
+    assert resumed.metrics == pytest.approx(whole.read_report()["metrics"], rel=1e-9)
+
+
+def test_other_rows_are_refused(train, tmp_path, rows):
+    import glm_lightning
+
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(rows.read_bytes())
+    knobs = ("trainer.max_steps=-1", "trainer.max_epochs=1", f"data.train={mine}")
+    run = train("first", *knobs)
+    resume = [f"resume={run.path}", "trainer.max_epochs=2"]
+    with pytest.raises(UserError, match=r"data\.batch_size: .* with 8, now it is 4"):
+        glm_lightning.train([*resume, "data.batch_size=4"])
+    mine.write_bytes(rows.read_bytes().replace(b"quick", b"quack", 1))
+    with pytest.raises(UserError, match=r"data\.data: the checkpoint was made with"):
+        glm_lightning.train(resume)
+
+
+def test_a_moved_run_goes_on_where_it_lies_now(train, tmp_path):
+    import glm_lightning
+
+    run = train("here", "trainer.max_steps=-1", "trainer.max_epochs=1")
+    there = run.path.rename(tmp_path / "there")
+    assert glm_lightning.train([f"resume={there}", "trainer.max_epochs=2"]).path == there
+    assert not run.path.exists()
+
+
+def test_a_run_that_lost_only_its_report_keeps_what_it_measured_before(train):
+    import glm_lightning
+
+    run = train("run", "trainer.max_steps=2", "data.test=4", "evaluation.max_new_tokens=4")
+    before = run.read_report()["before"]
+    run.report.unlink()
+    glm_lightning.train([f"resume={run.path}"])
+    assert run.read_report()["before"] == before
+
+
+def test_a_stored_configuration_calls_nothing_foreign(train):
+    import glm_lightning
+
+    run = train("run", "trainer.max_steps=2")
+    text = run.config.read_text(encoding="utf-8")
+    run.config.write_text(text.replace("glm_lightning.objectives.sft.SFT", "os.system"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"calls os\.system"):
+        glm_lightning.train([f"resume={run.path}", "trainer.max_steps=3"])
+
+
+def test_a_run_that_early_stopping_has_ended_stays_ended(train):
+    import glm_lightning
+
+    knobs = ("trainer.max_steps=-1", "trainer.max_epochs=50", "optimizer.lr=1.0", "callbacks.early_stopping.patience=1")
+    run = train("run", *knobs)
+    steps = run.read_report()["steps"]
+    assert steps < 250
+    run.report.unlink()
+    glm_lightning.train([f"resume={run.path}"])
+    assert run.read_report()["steps"] == steps
+
+
+def test_the_examination_at_the_end_is_on_the_device(train, monkeypatch):
+    """Lightning moves the network to the CPU before on_fit_end; the last examination must move it back."""
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    from glm_lightning.training.examination import Examination
+
+    calls = []
+    monkeypatch.setattr(SingleDeviceStrategy, "model_to_device", lambda self: calls.append("to device"))
+    monkeypatch.setattr(SingleDeviceStrategy, "teardown", lambda self: calls.append("to cpu"))
+    original = Examination._measure
+    monkeypatch.setattr(Examination, "_measure", lambda *a: calls.append("measure") or original(*a))
+    train("run", "trainer.max_steps=2")
+    assert calls == ["to device", "measure", "to cpu", "to device", "measure"]

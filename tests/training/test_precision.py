@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from glm_lightning.training import precision
+from glm_lightning.types import UserError
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,25 @@ def test_a_gpu_uses_bfloat16_where_it_has_it(monkeypatch, bfloat16, expected):
     chosen = precision.choose("auto", device="cuda", num_parameters=10**6)
     assert chosen.name == expected
     assert "a card" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [("32", "32-true"), ("64", "64-true"), ("16", "16-mixed"), ("bf16", "bf16-mixed")]
+)
+def test_short_names_are_lightnings(asked, name):
+    assert precision.choose(asked, device="cuda", num_parameters=1).name == name
+
+
+@pytest.mark.parametrize("asked", ["12-true", "transformer-engine"])
+def test_other_precisions_are_refused(asked):
+    with pytest.raises(UserError, match="must be one of auto, 64-true"):
+        precision.check(asked, device="cpu")
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device here"):
+        precision.check("auto", device="cuda")
 
 
 def test_what_is_asked_for_is_taken():
