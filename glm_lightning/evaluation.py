@@ -6,8 +6,9 @@ import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -85,6 +86,16 @@ class Scores:
     answers: list[Answered]
 
 
+class Share(NamedTuple):
+    """Which of the rows a rank answers: every ``world_size``-th from ``rank`` on."""
+
+    rank: int
+    world_size: int
+
+
+ALL = Share(0, 1)
+
+
 def score(
     network: Any,
     dataset: Conversations,
@@ -95,17 +106,20 @@ def score(
     max_new_tokens: int,
     batch_size: int = 32,
     limit: int | None = None,
+    share: Share = ALL,
 ) -> Scores:
     """Answer the last question of each row greedily and compare with the row's own last answer.
 
     Only the first ``limit`` rows are asked (None: all); the network's training mode and torch's random state stay.
+    Where several ranks call this, each answers its ``share`` and all get the scores of all.
 
     Raises:
         UserError: there is no row to ask.
     """
-    rows = [dataset.conversation(i) for i in range(len(dataset))[:limit]]
-    if not rows:
+    indices = range(len(dataset))[:limit]
+    if not indices:
         raise UserError("evaluation: there is no row to answer; give data with answers, and a limit of at least 1")
+    rows = [dataset.conversation(i) for i in indices[share.rank :: share.world_size]]
     with _progress(len(rows)) as advance:
         answers = generate(
             network,
@@ -117,11 +131,21 @@ def score(
             progress=advance,
         )
     texts = [template.clean(tokenizer.decode(answer.ids)) for answer in answers]
-    references = [row.answer() for row in rows]
+    mine = [_answered(row, text, answer.finished) for row, text, answer in zip(rows, texts, answers, strict=True)]
+    answered = _gathered(mine, share, total=len(indices))
+    texts, references = [each["answer"] for each in answered], [each["reference"] for each in answered]
     values = {name: value for metric in metrics for name, value in metric(texts, references).items()}
-    values["finished"] = 100 * statistics.fmean(answer.finished for answer in answers)
-    answered = [_answered(row, text, answer.finished) for row, text, answer in zip(rows, texts, answers, strict=True)]
+    values["finished"] = 100 * statistics.fmean(each["finished"] for each in answered)
     return Scores(values, answered)
+
+
+def _gathered(mine: list[Answered], share: Share, *, total: int) -> list[Answered]:
+    """The answers of all ranks in row order."""
+    if share.world_size == 1:
+        return mine
+    of_ranks: list[Any] = [None] * share.world_size
+    torch.distributed.all_gather_object(of_ranks, mine)
+    return [of_ranks[row % share.world_size][row // share.world_size] for row in range(total)]
 
 
 def _answered(row: Conversation, text: str, finished: bool) -> Answered:

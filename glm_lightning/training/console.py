@@ -91,6 +91,15 @@ def trainable(trainer: pl.Trainer, method: pl.LightningModule) -> None:
     Console().print(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})", highlight=False)
 
 
+def interrupted(folder: RunFolder, trainer: pl.Trainer) -> None:
+    """Print how to go on with a run that the user has stopped."""
+    if trainer.is_global_zero:
+        kept = "its last checkpoint" if folder.last.is_dir() else "the first step, as no checkpoint was written yet"
+        console = Console()
+        console.print(f"\nStopped. It goes on from {kept} with:", highlight=False)
+        console.print(f"  {command()} resume={_shown(folder.path)}", highlight=False, soft_wrap=True)
+
+
 def closing(
     config: DictConfig, report: dict[str, Any], examination: Examination, folder: RunFolder, artefact: str
 ) -> None:

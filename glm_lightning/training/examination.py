@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 import lightning.pytorch as pl
 import torch
@@ -12,19 +12,25 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from glm_lightning.callbacks import BestAndLast
-from glm_lightning.evaluation import Answered, Scores
+from glm_lightning.evaluation import Answered, Scores, Share
 from glm_lightning.files import read_json, write_json
 from glm_lightning.methods.base import Method
 from glm_lightning.runs.checkpoints import load_trained
 
 T = TypeVar("T")
 
-Examine = Callable[[torch.nn.Module], Scores]
+
+class Examine(Protocol):
+    """Answers the test rows."""
+
+    def __call__(self, network: torch.nn.Module, *, share: Share) -> Scores:
+        """Answer the rank's share of the rows; the scores are those of all."""
+        ...
 
 
 @final
 class Examination(Callback):
-    """Measures validation loss on all ranks and answers the test rows on the first, before and after training.
+    """Measures validation loss and answers the test rows, on all ranks, before and after training.
 
     Runs inside the fit, where the network is on its device. ``after`` measures the best checkpoint, or the last weights
     if those are better; what is measured stays in the network. A resumed run finds ``before`` in its folder.
@@ -85,9 +91,9 @@ class Examination(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             if trainer.datamodule.splits.val is not None:  # type: ignore[attr-defined]
                 metrics |= self._validate(trainer, module)
-            if self._examine is not None and trainer.is_global_zero:
+            if self._examine is not None:
                 assert module.network is not None
-                scores = self._examine(module.network)
+                scores = self._examine(module.network, share=Share(trainer.global_rank, trainer.world_size))
                 metrics |= {f"test/{name}": value for name, value in scores.metrics.items()}
                 answers = scores.answers
         module.train()

@@ -68,7 +68,11 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
         if parts.trainer.is_global_zero:
             _begin(config, folder, parts)
             console.opening(config, parts, folder, checkpoint)
-        parts.trainer.fit(parts.method, datamodule=parts.data, ckpt_path=checkpoint)
+        try:
+            parts.trainer.fit(parts.method, datamodule=parts.data, ckpt_path=checkpoint)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            console.interrupted(folder, parts.trainer)
+            raise
         return _finish(config, folder, parts)
 
 

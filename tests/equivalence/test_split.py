@@ -39,3 +39,12 @@ def test_the_test_would_see_a_wrong_mean(train, monkeypatch):
     monkeypatch.setattr(Method, "training_step", mean_of_means)
     wrong = train("wrong", "trainer.accumulate_grad_batches=8")
     assert largest_difference(weights(whole), weights(wrong)) > 1e-5
+
+
+def test_two_processes_answer_as_one(train, train_py):
+    knobs = ("data.test=5", "evaluation.max_new_tokens=6", "trainer.max_steps=1", "trainer.accumulate_grad_batches=4")
+    one, two = train("one", *knobs), train_py("two", "trainer=ddp_cpu", *knobs)
+    answers = [json.loads(run.before.read_text(encoding="utf-8"))["answers"] for run in (one, two)]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 5
+    assert one.read_report()["before"] == pytest.approx(two.read_report()["before"])
