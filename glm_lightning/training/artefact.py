@@ -11,6 +11,7 @@ from glm_lightning.files import atomic_folder, write_json, write_text
 from glm_lightning.models.source import DEMO
 from glm_lightning.runs import RunFolder
 from glm_lightning.runs.folder import environment
+from glm_lightning.training.console import knobs
 from glm_lightning.training.parts import Parts
 
 
@@ -40,9 +41,9 @@ def card(config: DictConfig, report: dict[str, Any]) -> str:
     ]
     settings = {
         "base model": config.model.path,
-        "method": f"{method} {_knobs(config.method)}",
-        "optimizer": _knobs(config.optimizer),
-        "schedule": f"{config.scheduler._target_.rpartition('.')[2]} {_knobs(config.scheduler)}",
+        "method": f"{method} {knobs(config.method)}",
+        "optimizer": knobs(config.optimizer),
+        "schedule": f"{config.scheduler._target_.rpartition('.')[2]} {knobs(config.scheduler)}",
         "rows an optimizer step": config.data.batch_size,
         "optimizer steps": report["steps"],
         "trained parameters": f"{report['trained_parameters']:,}",
@@ -78,7 +79,3 @@ def card(config: DictConfig, report: dict[str, Any]) -> str:
 def folder_name(config: DictConfig) -> str:
     """The last part of the run folder's path."""
     return str(config.run_dir).rstrip("/").rpartition("/")[2]
-
-
-def _knobs(node: DictConfig) -> str:
-    return ", ".join(f"{key!s}={value}" for key, value in node.items() if not str(key).startswith("_"))

@@ -58,7 +58,7 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
     source, devices = parts.source, trainer.num_devices * trainer.num_nodes
     lines = {
         "model": f"{source.path} ({source.config.model_type}, {source.num_parameters:,} parameters)",
-        "method": f"{type(parts.method).__name__} ({_knobs(config.method)})",
+        "method": f"{type(parts.method).__name__} ({knobs(config.method)})",
         "data": f"{len(splits.train):,} train, {_count(splits.val)} validation, {_count(splits.test)} test rows"
         + (" (encoded before)" if splits.train.cached else ""),
         "template": parts.template.name,
@@ -153,7 +153,8 @@ def _side_by_side(before: list[Answered], after: list[Answered], count: int) -> 
     return table
 
 
-def _knobs(node: DictConfig) -> str:
+def knobs(node: DictConfig) -> str:
+    """The keys and values of a node, on one line."""
     return ", ".join(f"{key!s}={value}" for key, value in node.items() if not str(key).startswith("_"))
 
 
