@@ -105,7 +105,8 @@ def closing(
 ) -> None:
     """Print scores and sample answers before and after, where the run lies, and what to try next."""
     console = Console()
-    console.print(_scores(report))
+    if report["metrics"]:
+        console.print(_scores(report))
     samples = config.evaluation.samples
     if examination.answers_after and samples:
         console.print(_side_by_side(examination.answers_before, examination.answers_after, samples))
