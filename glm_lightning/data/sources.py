@@ -154,9 +154,7 @@ def _check_supervised(splits: Splits) -> None:
 def _notices(splits: Splits, *, dropped: int, max_length: int) -> list[str]:
     notices = []
     if splits.val is None:
-        notices.append(
-            "no validation rows: overfitting is not seen, and the last checkpoint counts as the best"
-        )
+        notices.append("no validation rows: overfitting is not seen, and the last checkpoint counts as the best")
     if dropped:
         notices.append(f"train: {dropped:,} rows dropped, whose content is also among the last rows taken from them")
     contents = {name: _contents(part) for name, part in splits.parts.items()}
