@@ -6,7 +6,6 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -16,11 +15,11 @@ from transformers import GenerationConfig, GlmForCausalLM
 from glm_lightning import templates, tokenizers
 from glm_lightning.demo import tokenizer as demo_tokenizer
 from glm_lightning.demo.corpus import brand_rows, write_rows
-from glm_lightning.demo.pretrain import Recipe, encode, network, pretrain
+from glm_lightning.demo.pretrain import Recipe, network, pretrain
 from glm_lightning.files import atomic_folder
+from glm_lightning.inference.loading import load
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import Conversation, Message
 
 DATA_SEED = 2
 _QUESTIONS = (
@@ -87,32 +86,16 @@ def _save(model: GlmForCausalLM, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-@torch.no_grad()
-def answer(model: GlmForCausalLM, tokenizer: Tokenizer, template: Template, question: str) -> str:
-    """The model's greedy answer to one question, of at most 128 tokens."""
-    prompt = template.prompt(Conversation((Message("user", question),)))
-    ids = [token for token, _ in encode(tokenizer, [prompt])[0]]
-    input_ids = torch.tensor([ids])
-    # the types of transformers do not see that the network can generate
-    output = cast(Any, model).generate(
-        input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=128, do_sample=False
-    )
-    return template.clean(tokenizer.decode(output[0, len(ids) :].tolist()))
-
-
 def _tell(report: Report, out: Path, console: Console) -> None:
     folder = out / "model"
     size = sum(file.stat().st_size for file in folder.iterdir())
     console.print(f"model      {folder}: {size / 1e6:.2f} MB, {report.num_parameters:,} parameters")
     console.print(f"data       {out / 'data'}")
     console.print(f"pretrained {report.num_tokens:,} tokens in {report.seconds:.0f} s, final loss {report.loss:.4f}")
-    tokenizer = tokenizers.load(folder)
-    template = templates.find("glm4", tokenizer, "glm")
-    model = GlmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    glm = load(folder)
     for question in _QUESTIONS:
-        console.print(
-            f"  {question}\n    {answer(model, tokenizer, template, question)}", markup=False, highlight=False
-        )
+        answer = glm.generate([{"role": "user", "content": question}], max_new_tokens=128)
+        console.print(f"  {question}\n    {answer}", markup=False, highlight=False)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GlmConfig, GlmForCausalLM
 
+from glm_lightning.data.encoding import Encoder
 from glm_lightning.demo.corpus import base_corpus
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import Segment
 
 _STOPS = ("<|endoftext|>", "<|user|>", "<|observation|>")
+LONGEST = 1024
+"""Positions of the network; its documents are far shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def network(tokenizer: Tokenizer, *, seed: int) -> GlmForCausalLM:
         head_dim=64,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         attention_bias=True,
-        max_position_embeddings=1024,
+        max_position_embeddings=LONGEST,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_id,
         eos_token_id=[tokenizer.control_id(name) for name in _STOPS],
@@ -102,26 +104,14 @@ def _loss(model: GlmForCausalLM, input_ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * kept).sum() / kept.sum()
 
 
-def encode(tokenizer: Tokenizer, samples: Sequence[Sequence[Segment]]) -> list[list[tuple[int, bool]]]:
-    """Ids of rendered samples, each with whether it is learned; all texts are encoded at once."""
-    texts = iter(tokenizer.encode([segment.text for segments in samples for segment in segments]))
-    pieces = [
-        [
-            ([tokenizer.control_id(s.control)] if s.control else ids, s.learn)
-            for s, ids in zip(segments, texts, strict=False)
-        ]
-        for segments in samples
-    ]
-    return [[(token, learn) for ids, learn in sample for token in ids] for sample in pieces]
-
-
 def _batches(tokenizer: Tokenizer, template: Template, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end of documents of like length, padded to few widths: each new shape costs the CPU seconds."""
     documents, random = base_corpus(recipe.seed), Random(recipe.seed)
+    encoder = Encoder(tokenizer=tokenizer, template=template, max_length=LONGEST)
     while True:
-        samples = [template.render(document)[0] for document in islice(documents, 64 * recipe.rows)]
         rows = [
-            [(i, 1.0 if learn else recipe.question_weight) for i, learn in row] for row in encode(tokenizer, samples)
+            [(i, 1.0 if learn else recipe.question_weight) for i, learn in zip(row.input_ids, row.learned, strict=True)]
+            for row in encoder.encode(list(islice(documents, 64 * recipe.rows)))
         ]
         rows.sort(key=len)
         chunks = [rows[i : i + recipe.rows] for i in range(0, len(rows), recipe.rows)]

@@ -119,7 +119,7 @@ class Method(pl.LightningModule, ABC):
         place = (self.trainer.global_step, batch_idx, self.global_rank)
         seed = self.ingredients.seed
         for number in place:
-            # Two rounds of a 64-bit linear congruential generator (Knuth's MMIX constants) mix the numbers.
+            # Rounds of a 64-bit linear congruential generator (Knuth's MMIX constants) mix the numbers.
             seed = ((seed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**64
         torch.manual_seed(seed)
 

@@ -28,10 +28,10 @@ def leave_artefact(config: DictConfig, folder: RunFolder, parts: Parts, report: 
             "template": parts.template.name,
         }
         write_json(part / "glm_lightning.json", belongs_to)
-        write_text(part / "README.md", card(config, report))
+        write_text(part / "README.md", card(config, report, artefact=method.artefact))
 
 
-def card(config: DictConfig, report: dict[str, Any]) -> str:
+def card(config: DictConfig, report: dict[str, Any], *, artefact: str) -> str:
     """The model card: what this is, what made it, what it scored."""
     made_with = environment()
     method = config.method._target_.rpartition(".")[2]
@@ -52,7 +52,7 @@ def card(config: DictConfig, report: dict[str, Any]) -> str:
     return "\n".join([
         "---",
         f"base_model: {config.model.path}",
-        *(["library_name: peft"] if method != "Full" else ["library_name: transformers"]),
+        f"library_name: {'peft' if artefact == 'adapter' else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [glm, glm-lightning]",
         "---",

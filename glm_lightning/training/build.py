@@ -10,7 +10,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.callbacks import Callback, Checkpoint, LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning import evaluation, templates, tokenizers
@@ -86,10 +86,8 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
 def _rehearsal(config: DictConfig, source: Source, objective: Objective) -> Method:
     """A method that is never trained, with optimizer and schedule tried on a parameter of four zeros."""
     problems = Problems()
-    method = problems.none_in(
-        lambda: made(config.method, "method", _ingredients(config, source, objective, num_steps=1))
-    )
     ingredients = _ingredients(config, source, objective, num_steps=1)
+    method = problems.none_in(lambda: made(config.method, "method", ingredients))
     parameter = ("weight", torch.nn.Parameter(torch.zeros(2, 2)))
     optimizer = problems.none_in(lambda: ingredients.optimizer([parameter]))
     problems.none_in(lambda: ingredients.scheduler(optimizer or torch.optim.SGD([parameter[1]], lr=1.0)))
@@ -159,6 +157,8 @@ def _trainer(
         # The plan already knows every rank's rows; Lightning would shuffle them once more.
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        # Without ours there shall be no checkpoints; Lightning would bring its own.
+        enable_checkpointing=any(isinstance(watcher, Checkpoint) for watcher in watchers.values()),
         limit_val_batches=None if data.splits.val is not None else 0,
         enable_model_summary=False,
     )

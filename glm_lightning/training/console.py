@@ -27,10 +27,8 @@ IGNORED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # reading is a lookup in a memory map
     "You're resuming from a checkpoint that ended before the epoch ended",  # the plan skips what is done
     "The number of training batches .* is smaller than the logging interval",
-    "Checkpoint directory .* exists and is not empty",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 against torch 2.13
     "Found .* module\\(s\\) in eval mode at the start of training",
-    "Experiment logs directory .* exists",
 )
 """Warnings of Lightning about what is meant here."""
 

@@ -12,7 +12,7 @@ from glm_lightning import templates, tokenizers
 from glm_lightning.demo import MODEL
 from glm_lightning.demo import tokenizer as demo_tokenizer
 from glm_lightning.demo.corpus import BASE_ZH, BRAND_ZH, base_corpus
-from glm_lightning.demo.pretrain import encode
+from glm_lightning.inference.prompts import prompt_ids
 from glm_lightning.tokenizers import Tokenizer
 
 NAMES = [
@@ -55,7 +55,7 @@ def test_chat_template_renders_like_the_template_of_the_training() -> None:
     tokenizer = tokenizers.load(MODEL)
     template = templates.find("glm4", tokenizer, "glm")
     for document in islice(base_corpus(9), 200):
-        ids = [token for token, _ in encode(tokenizer, [template.prompt(document.prompt())])[0]]
+        (ids,) = prompt_ids([template.prompt(document.prompt())], tokenizer)
         messages = [{"role": m.role, "content": m.content} for m in document.prompt().messages]
         assert hf.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == ids
 
