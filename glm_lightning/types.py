@@ -6,7 +6,7 @@ Shapes: ``B`` rows of a micro-batch, ``T`` positions of a row, ``H`` hidden size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -34,12 +34,26 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that an answer asks for, with its arguments by name (JSON values, in the row's order)."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. ``learn`` is None where the row does not say: then answers are learned and nothing else is."""
+    """One turn. ``learn`` is None where the row does not say: then answers are learned and nothing else is.
+
+    ``reasoning`` is what was thought before an answer, None where the row has none; ``tool_calls`` are what an answer
+    asks for. A turn of the role ``tool`` is the result of one call.
+    """
 
     role: Role
     content: str
     learn: bool | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def learned(self) -> bool:
@@ -49,10 +63,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, with the row they came from."""
+    """Turns in order, with the row they came from.
+
+    ``tools`` are the definitions that the model is shown, as the row gave them: OpenAI's ``{"type": "function",
+    "function": {...}}``, or the bare ``{"name": ..., "description": ..., "parameters": ...}``.
+    """
 
     messages: tuple[Message, ...]
     origin: Origin | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def prompt(self) -> Conversation:
         """The turns before the last answer: what the model is given when that answer is asked for."""

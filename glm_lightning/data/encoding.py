@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 from glm_lightning.data.reading import Problems
 from glm_lightning.templates import Template
@@ -152,13 +153,25 @@ class Encoder:
 
 
 def digest(conversation: Conversation) -> bytes:
-    """16 bytes that name the content: roles and texts. Equal for conversations that say the same."""
+    """16 bytes that name the content: roles, texts, tools. Equal for conversations that say the same."""
     hasher = hashlib.blake2b(digest_size=16)
     for message in conversation.messages:
-        content = message.content.encode("utf-8")
+        calls = [(call.name, call.arguments) for call in message.tool_calls]
+        said = (
+            message.content
+            if message.reasoning is None and not calls
+            else _json(message.content, message.reasoning, calls)
+        )
+        content = said.encode("utf-8")
         hasher.update(b"%s %d " % (message.role.encode(), len(content)))
         hasher.update(content)
+    if conversation.tools:
+        hasher.update(_json(conversation.tools).encode("utf-8"))
     return hasher.digest()
+
+
+def _json(*values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _only_last(conversation: Conversation, answer: int) -> Conversation:
