@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files as package_files
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from glm_lightning.files import digest, read_json, sampled_fingerprint
+from glm_lightning.models import families, hub, quantization
+from glm_lightning.models.families import Generation
+from glm_lightning.models.quantization import Quantize
 from glm_lightning.types import UserError
 
 if TYPE_CHECKING:
@@ -29,36 +33,49 @@ class Source:
     """A pretrained network that can be loaded: the ``model`` node of the configuration.
 
     Args:
-        path: a folder in Hugging Face layout, a name on the hub, or ``demo`` for the embedded model.
+        path: a folder in Hugging Face layout or in an official one of the early generations, a name on a hub, or
+            ``demo`` for the embedded model.
+        hub: where names are looked up.
         revision: branch, tag or commit on the hub.
         dtype: the type the weights are held in; ``auto`` is the checkpoint's own.
+        quantize: hold the linear layers in 4 bits (``nf4``, ``fp4``) or 8 (``int8``) instead, frozen.
+        double_quantize: with 4 bits, quantise the scales of the blocks, too.
+        compute_dtype: the type that quantised layers compute in; ``auto`` is that of the other weights.
         attention: the attention implementation of transformers.
         template: the chat template's name; ``auto`` recognises it (`glm_lightning.templates.find`).
+        name_prefix: what names of runs and of fine-tuned models begin with, where the licence wants it.
         gradient_checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
     """
 
     path: str
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
     revision: str | None = None
     dtype: WeightsDtype = "auto"
+    quantize: Quantize | None = None
+    double_quantize: bool = True
+    compute_dtype: WeightsDtype = "auto"
     attention: Attention = "sdpa"
     template: str = "auto"
+    name_prefix: str = ""
     gradient_checkpointing: bool = False
 
     @cached_property
     def location(self) -> str:
-        """What transformers is given: the embedded folder for ``demo``, else the path as it is."""
+        """Where configuration and tokenizer lie: a folder, or a name on Hugging Face's hub."""
         if self.path == DEMO:
             return str(package_files("glm_lightning") / "demo" / "model")
+        if self.hub == "modelscope" and not self.is_folder:
+            return str(hub.from_modelscope(self.path, revision=self.revision, weights=False))
         return str(Path(self.path).expanduser())
 
     @property
     def is_folder(self) -> bool:
-        """Whether the network lies on this disk (and not on a hub)."""
-        return Path(self.location).is_dir()
+        """Whether ``path`` is a folder (or the embedded model), and not a name on a hub."""
+        return self.path == DEMO or Path(self.path).expanduser().is_dir()
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The network's configuration.
+        """The network's configuration, always of a native class.
 
         Raises:
             UserError: there is none, it is broken, or no native class can build it.
@@ -66,19 +83,36 @@ class Source:
         from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
-        raw = self._raw_config()
+        raw = self.raw_config
+        families.refuse_unknown(raw, path=self.path)
         try:
+            if families.is_official(raw):
+                from glm_lightning.models import official
+
+                return official.config(raw)
+            if families.is_chatglm_6b(raw):
+                from glm_lightning.models import chatglm
+
+                return chatglm.config(raw)
             config = AutoConfig.from_pretrained(self.location, revision=self.revision, trust_remote_code=False)
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise UserError(_why_not(self.path, raw, error)) from error
         return cast("PretrainedConfig", config)
 
-    def _raw_config(self) -> dict[str, Any]:
-        """config.json of a folder as it stands; empty for a hub name (its check happens on loading)."""
-        if not self.is_folder:
-            if self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
-                raise UserError(f"model.path is {self.path!r}: there is no such folder")
-            return {}
+    @property
+    def generation(self) -> Generation | None:
+        """The generation, of an official folder."""
+        return families.generation(self.raw_config)
+
+    @cached_property
+    def raw_config(self) -> dict[str, Any]:
+        """config.json as it stands.
+
+        Raises:
+            UserError: there is none, or it is broken.
+        """
+        if not Path(self.location).is_dir():
+            return self._raw_config_of_hub()
         file = Path(self.location) / "config.json"
         try:
             raw = read_json(file)
@@ -92,6 +126,19 @@ class Source:
         if not isinstance(raw, dict) or "model_type" not in raw:
             raise UserError(f"{file}: names no model_type; give a folder that save_pretrained has written")
         return raw
+
+    def _raw_config_of_hub(self) -> dict[str, Any]:
+        from transformers import PretrainedConfig
+
+        if self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
+            raise UserError(f"model.path is {self.path!r}: there is no such folder")
+        try:
+            raw, _ = PretrainedConfig.get_config_dict(self.location, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"model.path is {self.path!r}: neither a folder here nor a model that the hub gives: {error}"
+            ) from error
+        return dict(raw)
 
     def check(self) -> None:
         """Raise `UserError` for a network that cannot be loaded, from its configuration and the names of its files."""
@@ -112,9 +159,9 @@ class Source:
     def fingerprint(self) -> str:
         """Names the weights: config, file names and sampled bytes of a folder; name and commit of a hub model."""
         if not self.is_folder:
-            return digest(self.path, self.revision, getattr(self.config, "_commit_hash", None))
-        # Neither where the folder lies nor which release of transformers reads it makes it another network.
-        config = {k: v for k, v in self.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+            return digest(self.hub, self.path, self.revision, self.raw_config.get("_commit_hash"))
+        # Neither where the folder lies nor which release of transformers wrote it makes it another network.
+        config = {k: v for k, v in self.raw_config.items() if k not in ("_name_or_path", "transformers_version")}
         return digest(config, [(f.name, sampled_fingerprint(f)) for f in self._weights()])
 
     @cached_property
@@ -131,36 +178,86 @@ class Source:
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
     def load(self, *, dtype: WeightsDtype = "auto") -> PreTrainedModel:
-        """Load the network for training or inference; ``self.dtype`` wins over ``dtype`` unless it is ``auto``."""
-        from transformers import AutoModelForCausalLM
+        """Load the network for training or inference; ``self.dtype`` wins over ``dtype`` unless it is ``auto``.
 
+        Raises:
+            UserError: the files lack weights of the network, or hold some of another shape.
+        """
         self.check()
         chosen = self.dtype if self.dtype != "auto" else dtype
-        network = AutoModelForCausalLM.from_pretrained(
-            self.location,
+        stored = cast(torch.dtype, self.config.dtype or torch.float32)
+        torch_dtype = stored if chosen == "auto" else getattr(torch, chosen)
+        reader = self._reader()
+        network, report = reader.from_pretrained(
+            self._weights_location(),
             revision=self.revision,
             config=self.config,
-            dtype="auto" if chosen == "auto" else getattr(torch, chosen),
+            dtype=torch_dtype,
             attn_implementation=self.attention,
+            quantization_config=self._quantization(torch_dtype),
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        if problems := list(_faults(report)):
+            raise UserError([f"model.path is {self.path!r}: {problem}" for problem in problems])
+        if families.is_official(self.raw_config):
+            from glm_lightning.models import official
+
+            network = official.native(network)
+        if self.quantize is not None:
+            quantization.keep_trainable(network)
         if self.gradient_checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})
-        return network
+        return cast("PreTrainedModel", network)
+
+    def _reader(self) -> Any:
+        """The class whose ``from_pretrained`` understands the files."""
+        if families.is_official(self.raw_config):
+            from glm_lightning.models.official import OfficialGlm
+
+            return OfficialGlm
+        if families.is_chatglm_6b(self.raw_config):
+            from glm_lightning.models.chatglm import ChatGLMForCausalLM
+
+            return ChatGLMForCausalLM
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def _weights_location(self) -> str:
+        if self.hub == "modelscope" and not self.is_folder:
+            return str(hub.from_modelscope(self.path, revision=self.revision, weights=True))
+        return self.location
+
+    def _quantization(self, dtype: torch.dtype) -> Any:
+        if self.quantize is None:
+            return None
+        compute = dtype if self.compute_dtype == "auto" else getattr(torch, self.compute_dtype)
+        return quantization.settings(self.quantize, double=self.double_quantize, compute_dtype=compute)
+
+
+def _faults(report: Any) -> Iterator[str]:
+    """What transformers would fill with random numbers."""
+    if missing := sorted(report["missing_keys"]):
+        yield f"the files lack {len(missing)} weights of the network: {_some(missing)}; download them again"
+    if wrong := sorted(report["mismatched_keys"]):
+        shapes = [f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in wrong]
+        yield f"weights of another shape than config.json says: {_some(shapes)}; give the config.json that belongs here"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _why_not(path: str, raw: dict[str, Any], error: Exception) -> str:
     from transformers import CONFIG_MAPPING
 
-    if not raw:
-        return f"model.path is {path!r}: neither a folder here nor a model that the hub gives: {error}"
-    model_type = raw["model_type"]
+    model_type = raw.get("model_type")
     if model_type in CONFIG_MAPPING:
         return f"model.path is {path!r}: config.json does not fit model type {model_type!r}: {error}"
     if "auto_map" in raw:
         return (
             f"model.path is {path!r}: this folder asks for code of its own (auto_map in config.json, model type "
-            f"{model_type!r}), which is never run; "
-            "use a conversion to a native class, such as the -hf releases of GLM-4"
+            f"{model_type!r}), which is never run; use a release in transformers' own layout"
         )
     return f"model.path is {path!r}: transformers has no native class for model type {model_type!r}"

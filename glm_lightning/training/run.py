@@ -113,6 +113,8 @@ def _run_dir(config: DictConfig) -> Path:
         raise UserError("run_dir is null: ranks that are started from outside must share one folder; give run_dir=...")
     method = config.method._target_.rpartition(".")[2].lower()
     name = config.name or f"{Path(str(config.model.path)).name}_{method}"
+    if not name.startswith(config.model.name_prefix):
+        name = config.model.name_prefix + name
     wanted = Path(config.outputs).absolute() / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     # two starts within a second get folders of their own
     others = (wanted.with_name(f"{wanted.name}_{number}") for number in itertools.count(2))

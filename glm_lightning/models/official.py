@@ -1,0 +1,164 @@
+"""The official layout of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B, read into transformers' own `GlmForCausalLM`.
+
+The three generations are one architecture, which transformers has natively: only names differ, and the projections of
+attention are stored as one tensor. Nothing of the repositories' own code is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor
+from transformers import GlmConfig, GlmForCausalLM
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+
+from glm_lightning.files import write_json
+from glm_lightning.types import UserError
+
+_ROTARY_BASE = 10000.0
+
+_FIXED = {
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "apply_residual_connection_post_layernorm": False,
+    "fp32_residual_connection": False,
+    "original_rope": True,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+}
+"""What every release says, and what `GlmForCausalLM` takes for granted."""
+
+_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "padded_vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "kv_channels": "head_dim",
+    "num_attention_heads": "num_attention_heads",
+    "layernorm_epsilon": "rms_norm_eps",
+    "seq_length": "max_position_embeddings",
+    "attention_dropout": "attention_dropout",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "pad_token_id": "pad_token_id",
+    "use_cache": "use_cache",
+}
+"""Official key, and the same thing in `GlmConfig`."""
+
+_NEEDED = ("num_layers", "padded_vocab_size", "hidden_size", "ffn_hidden_size", "kv_channels", "num_attention_heads")
+
+
+def config(raw: Mapping[str, Any]) -> GlmConfig:
+    """What transformers calls the same architecture; ``raw`` is the official config.json.
+
+    ``rope_ratio`` stretches the base of the rotary positions, as in the official code. (The converter that comes with
+    transformers loses it: it asks a dict for an attribute.)
+
+    Raises:
+        UserError: a key says what no release says and this architecture has not.
+    """
+    wrong = [f"{key} is {raw[key]!r}, not {value!r}" for key, value in _FIXED.items() if raw.get(key, value) != value]
+    missing = [key for key in _NEEDED if key not in raw]
+    if wrong or missing:
+        raise UserError(
+            f"config.json: no ChatGLM2, ChatGLM3 or GLM-4 as they were released: "
+            f"{'; '.join([*wrong, *(f'{key} is missing' for key in missing)])}"
+        )
+    heads = raw["multi_query_group_num"] if raw.get("multi_query_attention", False) else raw["num_attention_heads"]
+    translated = GlmConfig(
+        **{native: raw[key] for key, native in _KEYS.items() if key in raw},
+        num_key_value_heads=heads,
+        hidden_act="silu",
+        attention_bias=True,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": _ROTARY_BASE * raw.get("rope_ratio", 1),
+            "partial_rotary_factor": 0.5,
+        },
+        architectures=["GlmForCausalLM"],
+    )
+    translated.dtype = getattr(torch, raw.get("torch_dtype") or "float16")
+    return translated
+
+
+def raw_config(config: GlmConfig, *, original: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The official config.json of a network; ``original``, the one it was loaded with, gives order and other keys."""
+    ratio = config.rope_parameters["rope_theta"] / _ROTARY_BASE
+    own = {key: getattr(config, native) for key, native in _KEYS.items()}
+    own |= {
+        "multi_query_attention": True,
+        "multi_query_group_num": config.num_key_value_heads,
+        "rope_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "torch_dtype": str(config.dtype or torch.float16).removeprefix("torch."),
+    }
+    if original is None:
+        return {"model_type": "chatglm", "architectures": ["ChatGLMModel"], **_FIXED, **own}
+    # Keys that the original leaves out stay out while they say what their absence says.
+    default = own | {"rope_ratio": 1, "bos_token_id": None}
+    return {**original, **{key: value for key, value in own.items() if key in original or value != default[key]}}
+
+
+@final
+class OfficialGlm(GlmForCausalLM):  # type: ignore[misc]
+    """Reads the official layout while `from_pretrained` streams it in, quantised or not; see `native`."""
+
+    # Stored by the official code and never read by it.
+    _keys_to_ignore_on_load_unexpected = (r"rotary_pos_emb\.inv_freq",)
+
+
+register_checkpoint_conversion_mapping(
+    OfficialGlm.__name__,
+    [
+        WeightRenaming(r"^transformer\.embedding\.word_embeddings\.", "model.embed_tokens."),
+        WeightRenaming(r"^transformer\.output_layer\.", "lm_head."),
+        WeightRenaming(r"^transformer\.encoder\.final_layernorm\.", "model.norm."),
+        WeightRenaming(r"^transformer\.encoder\.layers\.", "model.layers."),
+        WeightRenaming(r"\.self_attention\.dense\.", ".self_attn.o_proj."),
+        WeightRenaming(r"\.mlp\.dense_h_to_4h\.", ".mlp.gate_up_proj."),
+        WeightRenaming(r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
+        WeightConverter(
+            "self_attention.query_key_value",
+            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            operations=[Split(0)],
+        ),
+    ],
+    overwrite=True,
+)
+
+
+def native(network: OfficialGlm) -> GlmForCausalLM:
+    """The loaded network as transformers' own class, which it is in all but name: saving writes its layout."""
+    network.__class__ = GlmForCausalLM
+    del network._weight_conversions
+    return cast(GlmForCausalLM, network)
+
+
+def save(network: GlmForCausalLM, folder: Path, *, original: Mapping[str, Any] | None = None) -> None:
+    """Write ``network`` in the official layout: tensors in safetensors shards, bit-equal, and the official config.json.
+
+    ``original`` is the config.json that the network was loaded with. The caller makes the folder appear at once.
+    """
+    state: dict[str, Tensor] = dict(network.state_dict())
+    state["transformer.rotary_pos_emb.inv_freq"] = _inverse_frequencies(network.config)
+    network._weight_conversions = get_checkpoint_conversion_mapping(OfficialGlm.__name__)
+    try:
+        network.save_pretrained(folder, state_dict=state)
+    finally:
+        del network._weight_conversions
+    write_json(folder / "config.json", raw_config(network.config, original=original))
+
+
+def _inverse_frequencies(config: GlmConfig) -> Tensor:
+    """As the official code makes and stores them: in the type of the weights, without ``rope_ratio``."""
+    assert config.head_dim is not None
+    width = config.head_dim // 2
+    exponents = torch.arange(0, width, 2).to(config.dtype) / width
+    return 1.0 / (_ROTARY_BASE**exponents)
