@@ -119,16 +119,26 @@ class Batch:
     targets: Tensor  # (N,) int64, that next token
     lengths: Tensor  # (B,) int64, real positions of each row
     step_tokens: int  # supervised tokens of the whole optimizer step, over all ranks and micro-batches
-    rows: list[int] = field(default_factory=list)  # index of each row in its data set, -1 for a filler
+    rows: list[int] = field(default_factory=list)  # index of each sample in its data set, -1 for a filler
+    position_ids: Tensor | None = None  # (B, T) int64 of packed rows: 0 where another sample begins
 
     @classmethod
-    def of(cls, input_ids: Tensor, labels: Tensor, lengths: Tensor, *, step_tokens: int, rows: Sequence[int]) -> Self:
+    def of(
+        cls,
+        input_ids: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+        *,
+        step_tokens: int,
+        rows: Sequence[int],
+        position_ids: Tensor | None = None,
+    ) -> Self:
         """From labels (B, T), not shifted: ``labels[b, t]`` is predicted at ``t - 1``, `IGNORE` where nothing is."""
         from torch.nn.functional import pad
 
         targets = pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
         where = (targets != IGNORE).nonzero()[:, 0]
-        return cls(input_ids, where, targets[where], lengths, step_tokens, list(rows))
+        return cls(input_ids, where, targets[where], lengths, step_tokens, list(rows), position_ids)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``. Lightning calls this. From pinned memory to a GPU nobody waits for the copy."""
@@ -140,8 +150,8 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, function: Any) -> Self:
-        names = ("input_ids", "where", "targets", "lengths")
-        return replace(self, **{name: function(getattr(self, name)) for name in names})
+        tensors = {name: getattr(self, name) for name in ("input_ids", "where", "targets", "lengths", "position_ids")}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ is known before it runs, so its loss is exact whatever the split, and resuming i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +17,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glm_lightning.data.packing import first_fit, pack
 from glm_lightning.types import UserError
 
 Rows = NDArray[np.int64]
 
 
+Packed = tuple[tuple[int, ...], ...]
+"""Rows of a micro-batch, and the samples in each: one, unless they are packed."""
+
+
 class MicroBatch(NamedTuple):
     """Rows that one rank runs at once. No rows: a filler that keeps the ranks in step and weighs nothing."""
 
-    rows: tuple[int, ...]
+    rows: Packed
     step_tokens: int  # supervised tokens of the whole optimizer step
 
 
@@ -40,6 +46,7 @@ class Plan:
         pad_to_multiple: a micro-batch's positions are rounded up to a multiple of this: few distinct shapes.
         seed: of the order.
         group_steps: steps whose rows are sorted by length together.
+        packed: positions of a row that several samples may share; None: a row holds one sample.
         world_size: number of ranks.
         accumulate: micro-batches of a rank in an optimizer step.
     """
@@ -51,6 +58,7 @@ class Plan:
     pad_to_multiple: int
     seed: int
     group_steps: int = 1
+    packed: int | None = None
     world_size: int = 1
     accumulate: int = 1
 
@@ -83,21 +91,38 @@ class Plan:
         ordered = rows[np.argsort(self.lengths[rows], kind="stable")]
         return np.split(ordered, np.cumsum([len(step) for step in window])[:-1])
 
-    def split(self, rows: Rows) -> list[tuple[int, ...]]:
-        """One step's rows as ``accumulate * world_size`` micro-batches; micro-batch ``m`` of rank ``r`` is at
+    def split(self, samples: Rows) -> list[Packed]:
+        """One step's samples as ``accumulate * world_size`` micro-batches; micro-batch ``m`` of rank ``r`` is at
         ``m * world_size + r``.
 
-        Neighbours in length share a micro-batch, so that padding is least. The largest groups come first and
-        groups that run at the same time on different ranks are neighbours in size.
+        The largest come first, and those that run at the same time on different ranks are neighbours in size.
         """
-        padded = padded_lengths(self.lengths[rows], self.pad_to_multiple)
-        order = np.lexsort((rows, -padded))
+        groups = self._padded(samples) if self.packed is None else self._packed(samples)
+        return groups + [()] * (self.world_size * self.accumulate - len(groups))
+
+    def _padded(self, samples: Rows) -> list[Packed]:
+        """One sample a row; neighbours in length share a micro-batch, so that padding is least."""
+        padded = padded_lengths(self.lengths[samples], self.pad_to_multiple)
+        order = np.lexsort((samples, -padded))
         groups = _least_padding(padded[order], self.world_size * self.accumulate, self.max_tokens)
-        micro_batches = [tuple(rows[order[start:stop]].tolist()) for start, stop in groups]
-        sizes = [int(padded[order[start]]) * (stop - start) for start, stop in groups]
-        by_size = sorted(range(len(groups)), key=lambda index: -sizes[index])
-        fillers = self.world_size * self.accumulate - len(groups)
-        return [micro_batches[index] for index in by_size] + [()] * fillers
+        groups.sort(key=lambda group: -int(padded[order[group[0]]]) * (group[1] - group[0]))
+        return [tuple((sample,) for sample in samples[order[start:stop]].tolist()) for start, stop in groups]
+
+    def _packed(self, samples: Rows) -> list[Packed]:
+        """Rows of several samples, of like length, dealt out in equal parts."""
+        ordered = np.sort(samples)
+        parts = self.world_size * self.accumulate
+        rows = pack(self.lengths[ordered].tolist(), self._capacity, parts=parts)
+        named = [tuple(ordered[row].tolist()) for row in rows]
+        cuts = np.linspace(0, len(named), parts + 1).round().astype(int)
+        groups = [tuple(named[start:stop]) for start, stop in itertools.pairwise(cuts)]
+        return sorted(filter(None, groups), key=len, reverse=True)
+
+    @property
+    def _capacity(self) -> int:
+        """Positions of a packed row: as asked, rounded up, and no more than a micro-batch holds."""
+        assert self.packed is not None
+        return min(-(-self.packed // self.pad_to_multiple) * self.pad_to_multiple, self.max_tokens)
 
     def micro_batches(self, epoch: int, *, rank: int = 0, start: int = 0) -> Iterator[MicroBatch]:
         """What ``rank`` runs in ``epoch``, from its micro-batch ``start`` on."""
@@ -112,12 +137,15 @@ class Plan:
 
     def needed(self, epochs: int) -> int:
         """Micro-batches per rank that every step of the first ``epochs`` epochs fits into."""
-        most = max(
-            _fewest_groups(padded_lengths(self.lengths[rows], self.pad_to_multiple), self.max_tokens)
-            for epoch in range(epochs)
-            for rows in self.steps(epoch)
-        )
+        most = max(self._fewest(rows) for epoch in range(epochs) for rows in self.steps(epoch))
         return math.ceil(most / self.world_size)
+
+    def _fewest(self, rows: Rows) -> int:
+        """Fewest micro-batches that a step's rows fit into."""
+        if self.packed is None:
+            return _fewest_groups(padded_lengths(self.lengths[rows], self.pad_to_multiple), self.max_tokens)
+        num_rows = len(first_fit(self.lengths[np.sort(rows)].tolist(), self._capacity))
+        return math.ceil(num_rows / (self.max_tokens // self._capacity))
 
     def check(self, epochs: int) -> None:
         """Raise `UserError` if a row or a step does not fit into the token budget."""
@@ -138,18 +166,18 @@ class Plan:
 
 def evaluation_batches(
     lengths: NDArray[np.int32], *, max_tokens: int, pad_to_multiple: int, world_size: int = 1
-) -> list[tuple[int, ...]]:
+) -> list[Packed]:
     """All rows once, longest first, in micro-batches within the budget; rank ``r`` runs every ``r::world_size``.
 
     Filled up with empty ones to a multiple of ``world_size``, so that ranks stay in step and no row counts twice.
     """
     padded = padded_lengths(lengths, pad_to_multiple)
     order = np.lexsort((np.arange(len(lengths)), -padded))
-    batches: list[tuple[int, ...]] = []
+    batches: list[Packed] = []
     start = 0
     while start < len(order):
         stop = start + max(1, max_tokens // int(padded[order[start]]))
-        batches.append(tuple(order[start:stop].tolist()))
+        batches.append(tuple((sample,) for sample in order[start:stop].tolist()))
         start = stop
     return batches + [()] * (-len(batches) % world_size)
 

@@ -95,6 +95,8 @@ class Source:
 
                 return chatglm.config(raw)
             config = AutoConfig.from_pretrained(self.location, revision=self.revision, trust_remote_code=False)
+        except UserError as error:
+            raise UserError([f"model.path is {self.path!r}: {problem}" for problem in error.problems]) from None
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise UserError(_why_not(self.path, raw, error)) from error
         return cast("PretrainedConfig", config)
@@ -196,6 +198,8 @@ class Source:
             attn_implementation=self.attention,
             quantization_config=self._quantization(torch_dtype),
             trust_remote_code=False,
+            # `_faults` refuses those with a clearer message
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
         if problems := list(_faults(report)):

@@ -6,34 +6,73 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from glm_lightning.losses import TokenSums, linear_cross_entropy, projected_cross_entropy
 from glm_lightning.types import Batch, UserError
+
+LEAK = 0.1
+"""Relative change of logits above which it is no rounding: a sample that is seen changes them by more than a half."""
 
 
 def token_sums(network: nn.Module, batch: Batch) -> TokenSums:
     """Cross-entropy sums of ``network`` over the supervised positions of ``batch``.
 
     Rows are padded on the right and attention is causal, so real positions never see padding and no mask is needed.
-    The loss is taken inside the network's own forward pass, where parameters that are sharded over ranks are whole.
+    Where positions begin again, attention does, too: with no mask and no cache, transformers keeps the samples of a
+    packed row apart (`refuse_leaks` makes sure). The loss is taken inside the network's own forward pass, where
+    parameters that are sharded over ranks are whole.
     """
     sums: list[TokenSums] = []
 
     def head_loss(head: nn.Module, project: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
-        # (B, T, H) to (N, H)
-        states = hidden_states.flatten(0, 1).index_select(0, batch.where)
+        # (B, T, H) to (N, H); a soft prompt stands in front of each row and is longer by its length
+        real = hidden_states[:, -batch.input_ids.shape[1] :]
+        states = real.flatten(0, 1).index_select(0, batch.where)
         sums.append(_head_sums(head, project, states, batch.targets))
         return sums[0].total
 
+    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
     with _head_replaced(network, head_loss):
-        logits = network(input_ids=batch.input_ids, use_cache=False).logits
+        logits = network(input_ids=batch.input_ids, use_cache=False, **positions).logits
     if logits is not sums[0].total:
         raise UserError(
             f"model: {type(network).__name__} changes its logits behind the output layer (a soft cap or a scale), "
             "so the loss cannot be taken at the output layer; this architecture is not supported"
         )
     return sums[0]
+
+
+def refuse_leaks(network: nn.Module, batch: Batch) -> None:
+    """Raise `UserError` if samples in one row of ``network`` see each other, tried on a piece of a packed ``batch``.
+
+    Not every architecture looks at positions when it makes its mask, and none says so.
+    """
+    found = _second_sample(batch)
+    if found is None:
+        return
+    ids, positions, start = found
+    with torch.no_grad():
+        packed = network(input_ids=ids, position_ids=positions, use_cache=False).logits[:, start:]
+        alone = network(input_ids=ids[:, start:], position_ids=positions[:, start:], use_cache=False).logits
+    difference = ((packed - alone).float().norm() / alone.float().norm()).item()
+    if difference > LEAK:
+        raise UserError(
+            f"data.packing is true: {type(network).__name__} mixes the samples of a row (the logits of the second one "
+            f"change by {difference:.0%} with what is before it); set data.packing=false"
+        )
+
+
+def _second_sample(batch: Batch) -> tuple[Tensor, Tensor, int] | None:
+    """Ids and positions (1, T) of the first two samples that share a row, and where the second begins."""
+    if batch.position_ids is None:
+        return None
+    for ids, positions in zip(batch.input_ids, batch.position_ids, strict=True):
+        starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(positions)]
+        if len(starts) > 2:
+            return ids[None, : starts[2]], positions[None, : starts[2]], starts[1]
+    return None
 
 
 def _head_sums(

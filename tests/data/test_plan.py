@@ -27,7 +27,12 @@ plans = st.builds(
     pad_to_multiple=st.sampled_from([1, 8, 64]),
     seed=st.integers(0, 5),
     group_steps=st.integers(1, 5),
+    packed=st.none() | st.integers(120, 300),
 )
+
+
+def samples_of(batch):
+    return [sample for row in batch.rows for sample in row]
 
 
 def fitting(plan):
@@ -41,11 +46,13 @@ def test_an_epoch_has_every_row_once_within_the_budget(plan):
     ranks = [list(plan.micro_batches(1, rank=rank)) for rank in range(plan.world_size)]
     assert {len(batches) for batches in ranks} == {plan.num_micro_batches}
     batches = list(itertools.chain(*ranks))
-    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(plan.lengths)))
+    assert sorted(sample for batch in batches for sample in samples_of(batch)) == list(range(len(plan.lengths)))
     for batch in batches:
+        assert plan.packed or all(len(row) == 1 for row in batch.rows)
+        assert all(batch.rows)
         if batch.rows:
-            width = padded_lengths(plan.lengths[list(batch.rows)], plan.pad_to_multiple).max()
-            assert width * len(batch.rows) <= plan.max_tokens
+            filled = np.array([plan.lengths[list(row)].sum() for row in batch.rows])
+            assert padded_lengths(filled, plan.pad_to_multiple).max() * len(batch.rows) <= plan.max_tokens
 
 
 @settings(deadline=None)
@@ -59,7 +66,7 @@ def test_steps_do_not_depend_on_the_hardware(plan):
         ranks = [list(plan.micro_batches(0, rank=rank)) for rank in range(plan.world_size)]
         for step in range(plan.num_steps):
             share = [batch for rank in ranks for batch in rank[step * per_step : (step + 1) * per_step]]
-            yield sorted(row for batch in share for row in batch.rows), {batch.step_tokens for batch in share}
+            yield sorted(s for batch in share for s in samples_of(batch)), {batch.step_tokens for batch in share}
 
     assert list(rows_of_steps(plan)) == list(rows_of_steps(other))
 
@@ -91,13 +98,27 @@ def test_grouping_lessens_padding_and_keeps_steps_in_random_order():
     plan = make(rng.integers(1, 200, 256), max_tokens=10**6)
 
     def padding(plan):
-        rows = [list(batch.rows) for batch in plan.micro_batches(0)]
+        rows = [samples_of(batch) for batch in plan.micro_batches(0)]
         return sum(int(plan.lengths[r].max()) * len(r) - int(plan.lengths[r].sum()) for r in rows)
 
     grouped = replace(plan, group_steps=8)
     assert padding(grouped) < padding(plan) / 3
     means = [plan.lengths[rows].mean() for rows in grouped.steps(0)]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+def test_packed_rows_are_nearly_full_and_of_like_length():
+    rng = np.random.default_rng(0)
+    plan = make(rng.integers(5, 100, 400), batch_size=64, max_tokens=512, pad_to_multiple=8, packed=256)
+    plan = replace(plan, accumulate=plan.needed(1))
+    for batch in plan.micro_batches(0):
+        filled = [plan.lengths[list(row)].sum() for row in batch.rows]
+        assert sum(filled) > 0.85 * len(filled) * max(filled)
+
+
+def test_packing_spreads_a_small_step_over_all_ranks():
+    plan = make([20] * 8, packed=256, world_size=4)
+    assert [len(samples_of(next(plan.micro_batches(0, rank=rank)))) for rank in range(4)] == [2, 2, 2, 2]
 
 
 def test_no_step_is_much_smaller_than_the_others():
@@ -109,7 +130,7 @@ def test_no_step_is_much_smaller_than_the_others():
 @given(st.lists(st.integers(1, 64), min_size=2, max_size=7), st.integers(1, 4))
 def test_the_split_has_least_padding_of_all_splits(lengths, groups):
     plan = make(lengths, batch_size=100, max_tokens=10**6, pad_to_multiple=1, accumulate=groups)
-    ours = sum(plan.lengths[list(rows)].max() * len(rows) for rows in plan.split(np.arange(len(lengths))) if rows)
+    ours = sum(plan.lengths[np.array(rows)].max() * len(rows) for rows in plan.split(np.arange(len(lengths))) if rows)
     best = min(
         sum(max(group) * len(group) for group in partition if group)
         for assignment in itertools.product(range(groups), repeat=len(lengths))
@@ -133,5 +154,5 @@ def test_too_small_a_budget_says_what_is_needed():
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=50), st.integers(1, 4))
 def test_evaluation_counts_every_row_once_on_equally_many_batches(lengths, world_size):
     batches = evaluation_batches(np.array(lengths, np.int32), max_tokens=128, pad_to_multiple=8, world_size=world_size)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert sorted(sample for batch in batches for (sample,) in batch) == list(range(len(lengths)))
     assert len(batches) % world_size == 0
