@@ -27,7 +27,9 @@ def is_official(raw: Mapping[str, Any]) -> bool:
 
 def is_chatglm_6b(raw: Mapping[str, Any]) -> bool:
     """Whether it is ChatGLM-6B (`glm_lightning.models.chatglm`)."""
-    return raw.get("model_type") == "chatglm" and "position_encoding_2d" in raw
+    return raw.get("model_type") == "chatglm" and not raw.keys().isdisjoint(
+        ("position_encoding_2d", "inner_hidden_size")
+    )
 
 
 def generation(raw: Mapping[str, Any]) -> Generation | None:
@@ -70,7 +72,7 @@ def refuse_unknown(raw: Mapping[str, Any], *, path: str) -> None:
     if raw.get("model_type") == "chatglm" and not (is_official(raw) or is_chatglm_6b(raw)):
         raise UserError(
             f"model.path is {path!r}: its config.json says chatglm, but has neither the keys of ChatGLM-6B "
-            "(position_encoding_2d) nor those of its successors (padded_vocab_size); give an official release"
+            "(inner_hidden_size) nor those of its successors (padded_vocab_size); give an official release"
         )
 
 

@@ -111,7 +111,7 @@ class OfficialGlm(GlmForCausalLM):  # type: ignore[misc]
     """Reads the official layout while `from_pretrained` streams it in, quantised or not; see `native`."""
 
     # Stored by the official code and never read by it.
-    _keys_to_ignore_on_load_unexpected = (r"rotary_pos_emb\.inv_freq",)
+    _keys_to_ignore_on_load_unexpected = {r"rotary_pos_emb\.inv_freq"}  # noqa: RUF012
 
 
 register_checkpoint_conversion_mapping(
@@ -136,7 +136,7 @@ register_checkpoint_conversion_mapping(
 
 def native(network: OfficialGlm) -> GlmForCausalLM:
     """The loaded network as transformers' own class, which it is in all but name: saving writes its layout."""
-    network.__class__ = GlmForCausalLM
+    network.__class__ = GlmForCausalLM  # type: ignore[assignment]
     del network._weight_conversions
     return cast(GlmForCausalLM, network)
 

@@ -35,7 +35,7 @@ def settings(quantize: Quantize, *, double: bool, compute_dtype: torch.dtype) ->
 def keep_trainable(network: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU.
 
-    Its packed weights serve inference only: the product has no gradient, and nothing unpacks them when training goes on.
+    Packed weights serve inference only: their product has no gradient, and nothing unpacks them when training goes on.
     """
     from bitsandbytes.nn import Linear4bit
 

@@ -13,6 +13,8 @@ def quiet() -> None:
 
     # It asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # peft 0.21 says so of AdaLoRA adapters that it loads and of experts, and uses the keys all the same
+    warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match any targeted")
     # peft 0.21 against transformers 5.23
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     if not sys.stderr.isatty():

@@ -84,8 +84,9 @@ GLM45 = AIR | {
     "use_qk_norm": True,
 }
 
-# config.json, class, and the number of parameters: exact where it is published, else the billions of its model card
-RELEASES: dict[str, tuple[dict[str, Any], str, int | float]] = {
+# config.json, class, and the number of parameters: exact where it is published, else the billions of its model card;
+# None where the sizes themselves are from hearsay
+RELEASES: dict[str, tuple[dict[str, Any], str, int | float | None]] = {
     "chatglm_6b": (CHATGLM, "ChatGLMForCausalLM", 6_173_286_400),
     "chatglm2_6b": (CHATGLM2, "GlmForCausalLM", 6_243_584_000),
     "chatglm2_6b_32k": (CHATGLM2, "GlmForCausalLM", 6_243_584_000),
@@ -111,7 +112,7 @@ RELEASES: dict[str, tuple[dict[str, Any], str, int | float]] = {
             "intermediate_size": 6144,
         },
         "GlmForCausalLM",
-        1.5,
+        None,
     ),
     "glm_edge_4b_chat": (
         EDGE
@@ -123,7 +124,7 @@ RELEASES: dict[str, tuple[dict[str, Any], str, int | float]] = {
             "intermediate_size": 10240,
         },
         "GlmForCausalLM",
-        4.3,
+        None,
     ),
     "glm_4_9b_0414": (GLM4_0414, "Glm4ForCausalLM", 9.4),
     "glm_z1_9b_0414": (GLM4_0414, "Glm4ForCausalLM", 9.4),
@@ -152,7 +153,7 @@ def test_a_release_resolves(name: str, tmp_path: Path) -> None:
     assert {p.device.type for p in source.skeleton.parameters()} == {"meta"}
     if isinstance(parameters, int) and parameters > 1000:
         assert source.num_parameters == parameters
-    else:
+    elif parameters is not None:
         # model cards count the layer that predicts a second token, which transformers leaves out
         assert source.num_parameters / 1e9 == pytest.approx(parameters, rel=0.04)
     method = LoRA(Ingredients(None, None, None, None, seed=0, base=""))  # type: ignore[arg-type]

@@ -1,0 +1,16 @@
+"""ChatGLM-6B: the one generation that transformers has no network for.
+
+Importing this makes ``AutoConfig``, ``AutoModel`` and ``AutoModelForCausalLM`` know the model type ``chatglm``.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from glm_lightning.models.chatglm.configuration import ChatGLMConfig, config, is_old
+from glm_lightning.models.chatglm.layout import raw_config, save
+from glm_lightning.models.chatglm.modeling import ChatGLMForCausalLM, ChatGLMModel
+
+AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
+AutoModel.register(ChatGLMConfig, ChatGLMModel, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+
+__all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMModel", "config", "is_old", "raw_config", "save"]
