@@ -20,7 +20,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def hf(self) -> Any:
-        """The transformers tokenizer underneath, for what other libraries want of it."""
+        """A transformers fast tokenizer of the same ids, for what other libraries want of it."""
 
     @property
     @abstractmethod
@@ -32,6 +32,16 @@ class Tokenizer(ABC):
     def fingerprint(self) -> str:
         """Changes when the ids of any text or control token may change."""
 
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, control tokens included. The model's embedding may have more rows."""
+
+    @property
+    @abstractmethod
+    def pad_id(self) -> int:
+        """Id for positions that nothing looks at: the pad token, else the end token, else 0."""
+
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text as data: no control token comes out, none is added. Uses all threads for many texts."""
@@ -42,19 +52,15 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the files that `load` reads."""
+        """Write the files that `load` and transformers read; the official file among them, where there is one."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, control tokens included. The model's embedding may have more rows."""
-        return len(self.hf)
+    @abstractmethod
+    def save_official(self, folder: Path) -> None:
+        """Write the files in the layout of the official release, as the code of its makers wants them.
 
-    @property
-    def pad_id(self) -> int:
-        """Id for positions that nothing looks at: the pad token, else the end token, else 0."""
-        hf = self.hf
-        chosen = hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id
-        return int(chosen or 0)
+        Raises:
+            UserError: the tokenizer was not read from such files.
+        """
 
     def control_id(self, name: str) -> int:
         """Id of the control token ``name``.

@@ -26,11 +26,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __init__(self, hf: Any) -> None:
         self._hf = hf
-        spec = json.loads(hf.backend_tokenizer.to_str())
+        text = hf.backend_tokenizer.to_str()
+        spec = json.loads(text)
         self._controls = _controls(spec, set(hf.all_special_tokens))
         self._control_ids = frozenset(self._controls.values())
         self._backend = Backend.from_str(json.dumps(_without_controls(spec, self._controls), ensure_ascii=False))
-        self._fingerprint = digest(spec, sorted(self._controls.items()), hf.pad_token, hf.eos_token, hf.bos_token)
+        self._fingerprint = digest(text, sorted(self._controls.items()), hf.pad_token, hf.eos_token, hf.bos_token)
 
     @property
     def hf(self) -> Any:
@@ -47,6 +48,17 @@ class HuggingFaceTokenizer(Tokenizer):
         """Digest of the backend's whole description and of the tokens with a role."""
         return self._fingerprint
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, as transformers counts them."""
+        return len(self._hf)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the pad token, else of the end token, else 0."""
+        chosen = self._hf.pad_token_id if self._hf.pad_token_id is not None else self._hf.eos_token_id
+        return int(chosen or 0)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text as data; see `Tokenizer.encode`."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -60,6 +72,17 @@ class HuggingFaceTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json` and the chat template."""
         self._hf.save_pretrained(folder)
+
+    def save_official(self, folder: Path) -> None:
+        """There is no official file to write.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "tokenizer: it was not read from an official file (ice_text.model, tokenizer.model), so there is none to "
+            f"write into {folder}; export in Hugging Face's layout, or start from the official release"
+        )
 
 
 def load(source: str | Path, *, revision: str | None = None) -> HuggingFaceTokenizer:
@@ -105,7 +128,10 @@ def _hidden(model: dict[str, Any], controls: Mapping[str, int]) -> dict[str, Any
 
     A unigram or word-level model would else find the piece `</s>` in text. The ids stay where they are.
     """
-    names = {name: secrets.token_hex(16) for name in controls if name != model.get("unk_token")}
+    pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
+    names = {name: secrets.token_hex(16) for name in controls if name in pieces and name != model.get("unk_token")}
+    if not names:
+        return model
     if isinstance(model["vocab"], list):
         return model | {"vocab": [[names.get(piece, piece), score] for piece, score in model["vocab"]]}
     hidden = model | {"vocab": {names.get(piece, piece): i for piece, i in model["vocab"].items()}}
