@@ -123,15 +123,17 @@ def score(
     with _progress(len(rows)) as advance:
         answers = generate(
             network,
-            prompt_ids([template.prompt(row.prompt()) for row in rows], tokenizer),
+            prompt_ids([template.prompt(row.prompt(), thinking=_thinking(template, row)) for row in rows], tokenizer),
             stop_ids=[tokenizer.control_id(name) for name in template.stop_tokens],
             pad_id=tokenizer.pad_id,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             progress=advance,
         )
-    texts = [template.clean(tokenizer.decode(answer.ids)) for answer in answers]
-    mine = [_answered(row, text, answer.finished) for row, text, answer in zip(rows, texts, answers, strict=True)]
+    mine = [
+        _answered(row, template, tokenizer.decode(answer.ids), finished=answer.finished)
+        for row, answer in zip(rows, answers, strict=True)
+    ]
     answered = _gathered(mine, share, total=len(indices))
     texts, references = [each["answer"] for each in answered], [each["reference"] for each in answered]
     values = {name: value for metric in metrics for name, value in metric(texts, references).items()}
@@ -148,14 +150,19 @@ def _gathered(mine: list[Answered], share: Share, *, total: int) -> list[Answere
     return [of_ranks[row % share.world_size][row // share.world_size] for row in range(total)]
 
 
-def _answered(row: Conversation, text: str, finished: bool) -> Answered:
+def _answered(row: Conversation, template: Template, text: str, *, finished: bool) -> Answered:
     return Answered(
         prompt="\n".join(message.content for message in row.prompt().messages),
-        reference=row.answer(),
-        answer=text,
+        reference=template.expected(row),
+        answer=template.clean(text, thinking=_thinking(template, row), tools=row.tools),
         origin=str(row.origin or ""),
         finished=finished,
     )
+
+
+def _thinking(template: Template, row: Conversation) -> bool | None:
+    """How the row's answer was asked for in training."""
+    return template.thinking(next(m for m in reversed(row.messages) if m.role == "assistant"))
 
 
 @contextlib.contextmanager

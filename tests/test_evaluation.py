@@ -12,6 +12,7 @@ from glm_lightning import metrics
 from glm_lightning.evaluation import Scores, score
 from glm_lightning.inference.prompts import prompt_ids
 from glm_lightning.templates import Template
+from glm_lightning.templates.base import Tools
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Conversation, Message, Origin, Segment, UserError
 
@@ -26,6 +27,10 @@ class Letters(Tokenizer):
     @property
     def hf(self) -> Any:
         raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        return len(CONTROLS) + len(LETTERS)
 
     @property
     def pad_id(self) -> int:
@@ -48,13 +53,16 @@ class Letters(Tokenizer):
     def save(self, folder: Path) -> None:
         raise NotImplementedError
 
+    def save_official(self, folder: Path) -> None:
+        raise NotImplementedError
+
 
 @final
 class Turns(Template):
     """Control token and text for each turn."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.cleaned: list[str] = []
+        self.parsed: list[tuple[str, bool | None]] = []
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
@@ -65,16 +73,19 @@ class Turns(Template):
         return ""
 
     def render(self, conversation: Conversation) -> list[list[Segment]]:
-        raise NotImplementedError
+        return [[*self.prompt(conversation.prompt()), Segment(conversation.answer(), learn=True)]]
 
-    def prompt(self, conversation: Conversation) -> list[Segment]:
+    def prompt(self, conversation: Conversation, *, thinking: bool | None = None) -> list[Segment]:
         marks = {"user": "<user>", "assistant": "<bot>"}
         turns = [[Segment(control=marks[m.role]), Segment(m.content)] for m in conversation.messages]
         return [*(segment for turn in turns for segment in turn), Segment(control="<bot>")]
 
-    def clean(self, text: str) -> str:
-        self.cleaned.append(text)
-        return text.upper()
+    def thinking(self, answer: Message) -> bool | None:
+        return answer.content.startswith("3")
+
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+        self.parsed.append((text, thinking))
+        return Message("assistant", text.upper(), reasoning="left out")
 
 
 class Rows:
@@ -142,10 +153,28 @@ def test_all_known_metrics_come_under_their_names(network: GlmForCausalLM) -> No
     assert set(run(network).metrics) == {"rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match", "finished"}
 
 
-def test_what_is_scored_is_the_cleaned_text(network: GlmForCausalLM) -> None:
+def test_what_is_scored_is_the_answer_in_the_text(network: GlmForCausalLM) -> None:
     template = Turns(Letters())
     scores = run(network, template)
-    assert [answered["answer"] for answered in scores.answers] == [text.upper() for text in template.cleaned]
+    generated = [text for text, _ in template.parsed if "裙子" not in text or not text[0].isdigit()]
+    assert [answered["answer"] for answered in scores.answers] == [text.upper() for text in generated]
+
+
+def test_each_row_is_asked_as_its_answer_was_trained(network: GlmForCausalLM) -> None:
+    """With or without reasoning; and what counts as the reference is read as what is generated."""
+    template = Turns(Letters())
+    asked: list[bool | None] = []
+    prompt = template.prompt
+
+    def watched(conversation: Conversation, *, thinking: bool | None = None) -> list[Segment]:
+        asked.append(thinking)
+        return prompt(conversation, thinking=thinking)
+
+    template.prompt = watched  # type: ignore[method-assign]
+    run(network, template)
+    assert asked[:7] == [i == 3 for i in range(7)]
+    assert {thinking for text, thinking in template.parsed if text.startswith("3 ")} == {True}
+    assert sum(thinking is True for _, thinking in template.parsed) == 2
 
 
 def test_limit_takes_the_first_rows(network: GlmForCausalLM) -> None:

@@ -5,29 +5,38 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 from glm_lightning.data.reading import Problems
+from glm_lightning.data.truncation import fitted
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import IGNORE, Conversation, Sample, Segment, UserError
 
-VERSION = 2
+VERSION = 3
 """Part of the cache's key: to be raised when the same rows would give other ids, labels or columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One sample, and how many turns of its conversation lead up to and include its last learned answer."""
+    """One sample, and how many turns of its conversation lead up to and include its last learned answer.
+
+    ``cut`` are the tokens that were left out because it was too long, ``cut_learned`` those of them that would have
+    been learned.
+    """
 
     conversation: Conversation
     turns: int
     input_ids: list[int]
     learned: list[bool]
     truncated: bool
+    cut: int = 0
+    cut_learned: int = 0
 
     def sample(self) -> Sample:
         """With labels in place of the mask."""
@@ -49,20 +58,25 @@ class _View:
 class Encoder:
     """Renders with a template, encodes with a tokenizer, and shortens what is longer than ``max_length`` tokens.
 
-    Of a conversation that is too long the oldest rounds (a user's turn and all that answers it) are left out, the
-    system turn is kept. If the last exchange alone is too long, its longest texts are cut at their ends to one common
-    length; control tokens, and with them the token that ends the answer, are never cut.
+    Of a conversation that is too long the oldest rounds are left out; if the last one alone is too long, its texts are
+    cut. `glm_lightning.data.truncation` says in which order.
     """
 
     def __init__(self, *, tokenizer: Tokenizer, template: Template, max_length: int) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._max_length = max_length
+        self._known = _Known()
 
     @property
     def fingerprints(self) -> tuple[str, str, int, int]:
         """What the ids and labels of a conversation depend on."""
         return self._tokenizer.fingerprint, self._template.fingerprint, self._max_length, VERSION
+
+    @property
+    def controls(self) -> Mapping[str, int]:
+        """Names and ids of the tokenizer's control tokens."""
+        return self._tokenizer.controls
 
     def encode(self, conversations: Sequence[Conversation], problems: Problems | None = None) -> list[Encoded]:
         """The samples of all conversations, in order. Texts are encoded in one call, so that all threads work.
@@ -99,23 +113,30 @@ class Encoder:
         ]
 
     def _ids(self, samples: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
-        """Ids of every segment. A text that occurs often (a newline, a role's name) is encoded once."""
+        """Ids of every segment. A text that occurs often (a system turn, a history) is encoded once."""
         texts = dict.fromkeys(s.text for segments in samples for s in segments if s.control is None)
-        ids = dict(zip(texts, self._tokenizer.encode(list(texts)), strict=True))
+        ids = self._known.ids(texts, self._tokenizer)
         controls = self._tokenizer.controls
         return [[ids[s.text] if s.control is None else [controls[s.control]] for s in segments] for segments in samples]
 
     def _finished(self, view: _View, pieces: list[list[int]]) -> Encoded:
-        truncated = sum(map(len, pieces)) > self._max_length
+        whole = sum(map(len, pieces))
+        truncated = whole > self._max_length
         segments = view.segments
         if truncated:
+            whole_learned = sum(len(piece) for segment, piece in zip(segments, pieces, strict=True) if segment.learn)
             segments, pieces = self._shortened(view)
-        learned = [segment.learn for segment, piece in zip(segments, pieces, strict=True) for _ in piece]
-        input_ids = [i for piece in pieces for i in piece]
-        return Encoded(view.source, view.turns, input_ids, learned, truncated)
+        learned: list[bool] = []
+        for segment, piece in zip(segments, pieces, strict=True):
+            learned += [segment.learn] * len(piece)
+        input_ids = list(itertools.chain.from_iterable(pieces))
+        if not truncated:
+            return Encoded(view.source, view.turns, input_ids, learned, truncated)
+        cut, cut_learned = whole - len(input_ids), whole_learned - sum(learned)
+        return Encoded(view.source, view.turns, input_ids, learned, truncated, cut, cut_learned)
 
     def _shortened(self, view: _View) -> tuple[list[Segment], list[list[int]]]:
-        """Fewer rounds; if the fewest possible are still too long, level texts."""
+        """Fewer rounds; if the fewest possible are still too long, shorter texts."""
         messages = view.conversation.messages
         last_learned = max((i for i, message in enumerate(messages) if message.learned), default=len(messages))
         starts = [i for i, message in enumerate(messages[:last_learned]) if message.role == "user"]
@@ -133,23 +154,31 @@ class Encoder:
 
         fewest = max(len(starts) - 1, 0)
         segments, pieces = from_round(bisect.bisect_left(range(fewest), True, key=fits))
-        return segments, self._levelled(segments, pieces)
+        return segments, fitted(segments, pieces, max_length=self._max_length)
 
-    def _levelled(self, segments: Sequence[Segment], pieces: list[list[int]]) -> list[list[int]]:
-        """Texts cut to the largest common length with which all fits."""
-        texts = [len(piece) for segment, piece in zip(segments, pieces, strict=True) if segment.control is None]
-        budget = self._max_length - (len(pieces) - len(texts))
-        if budget < len(texts):
-            raise UserError(
-                f"data.max_length={self._max_length} leaves no room for the texts of a single exchange between its "
-                f"{len(pieces) - len(texts)} control tokens; raise it"
-            )
 
-        def exceeds(length: int) -> bool:
-            return sum(min(each, length) for each in texts) > budget
+@final
+class _Known:
+    """The ids of texts that were encoded lately, so that what recurs in many rows is encoded once."""
 
-        length = bisect.bisect_left(range(max(texts, default=0) + 1), True, key=exceeds) - 1
-        return [piece if segment.control else piece[:length] for segment, piece in zip(segments, pieces, strict=True)]
+    _MOST = 1 << 22
+    """Ids that are kept: 16 MiB."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, array[int]] = {}
+        self._size = 0
+
+    def ids(self, texts: Collection[str], tokenizer: Tokenizer) -> dict[str, list[int]]:
+        """The ids of each text; those that are not known are encoded in one call."""
+        found = {text: self._ids[text].tolist() for text in texts if text in self._ids}
+        new = [text for text in texts if text not in found]
+        for text, ids in zip(new, tokenizer.encode(new), strict=True):
+            found[text] = ids
+            self._size += len(ids)
+            if self._size > self._MOST:
+                self._ids, self._size = {}, len(ids)
+            self._ids[text] = array("i", ids)
+        return found
 
 
 def digest(conversation: Conversation) -> bytes:

@@ -22,6 +22,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy; 0.8 is lively")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the most likely tokens of this mass")
     parser.add_argument("--seed", type=int, help="of the sampling")
+    parser.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        help="reason before answering, or not, where the generation can be switched (default: the generation's own)",
+    )
     options = parser.parse_args(argv)
     console = Console(highlight=False)
     interactive = sys.stdin.isatty()
@@ -40,14 +45,14 @@ def main(argv: Sequence[str]) -> None:
             history = _start(options.system)
         elif line:
             history.append({"role": "user", "content": line})
-            history.append({"role": "assistant", "content": _answer(glm, history, console, options)})
+            history.append(_answer(glm, history, console, options))
 
 
 def _start(system: str | None) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}] if system else []
 
 
-def _answer(glm: GLM, history: list[dict[str, str]], console: Console, options: argparse.Namespace) -> str:
+def _answer(glm: GLM, history: list[dict[str, str]], console: Console, options: argparse.Namespace) -> dict[str, str]:
     pieces = []
     try:
         for piece in glm.stream(
@@ -56,10 +61,13 @@ def _answer(glm: GLM, history: list[dict[str, str]], console: Console, options: 
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,
+            thinking=options.thinking,
         ):
             pieces.append(piece)
             console.out(piece, end="")
     except KeyboardInterrupt:
         console.out(" ...", end="")
     console.out("")
-    return "".join(pieces)
+    message = glm.parse("".join(pieces), thinking=options.thinking)
+    turn = {"role": "assistant", "content": message.content}
+    return turn | ({"reasoning_content": message.reasoning} if message.reasoning else {})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+
+from glm_lightning.inference.soft_prompts import embedded, soft_prompt
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -78,18 +81,24 @@ def stream(
     Ends before the first stop token. Sampling draws from a generator of its own; ``seed`` None takes a fresh one.
     """
     choose = _chooser(network.device, temperature=temperature, top_p=top_p, seed=seed)
+    tokens = _tokens(network, prompt_ids, max_new_tokens=max_new_tokens, choose=choose)
+    yield from pieces(itertools.takewhile(lambda token: token not in stop_ids, tokens), tokenizer_decode)
+
+
+def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """The text of ``tokens`` as they come, in whole characters: put together it is ``decode`` of all of them."""
     ids: list[int] = []
     # Decoding restarts one piece back: a leading space that tokenizers drop is dropped in both texts alike.
     known = shown = 0
-    for token in _tokens(network, prompt_ids, max_new_tokens=max_new_tokens, choose=choose):
-        if token in stop_ids:
-            break
+    for token in tokens:
         ids.append(token)
-        before, after = tokenizer_decode(ids[known:shown]), tokenizer_decode(ids[known:])
+        before, after = decode(ids[known:shown]), decode(ids[known:])
         if len(after) > len(before) and not after.endswith(_REPLACEMENT):
             yield after[len(before) :]
-            known, shown = shown, len(ids)
-    before, after = tokenizer_decode(ids[known:shown]), tokenizer_decode(ids[known:])
+            if decode(ids[shown:]):  # else nothing but leading space, of which more may be dropped behind it
+                known = shown
+            shown = len(ids)
+    before, after = decode(ids[known:shown]), decode(ids[known:])
     if len(after) > len(before):
         yield after[len(before) :]
 
@@ -105,6 +114,11 @@ def _config(
 
 
 def _generate_batch(network: Any, prompts: list[list[int]], pad_id: int) -> list[list[int]]:
+    soft = soft_prompt(network)
+    if soft is not None:
+        base = _base(network)
+        with torch.no_grad():
+            return base.generate(**embedded(base, soft, prompts, pad_id=pad_id)).tolist()  # type: ignore[no-any-return]
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     input_ids = torch.tensor([[pad_id] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
@@ -138,16 +152,19 @@ def _tokens(
 # between two tokens.
 @torch.no_grad()
 def _next_logits(network: Any, ids: Tensor, cache: DynamicCache, *, first: bool) -> Tensor:
-    # PEFT's prepare_inputs_for_generation puts virtual tokens in front of the prompt, its forward would at each step.
+    base, soft = _base(network), soft_prompt(network)
     with _evaluating(network):
-        inputs = network.prepare_inputs_for_generation(
+        # PEFT's own would put soft tokens in front, too, and drop positions.
+        inputs = (network if soft is None else base).prepare_inputs_for_generation(
             ids,
             next_sequence_length=None if first else 1,
             past_key_values=cache,
             is_first_iteration=first,
             use_cache=True,
         )
-        logits: Tensor = _base(network)(**inputs, return_dict=True).logits
+        if first and soft is not None:
+            inputs |= {"input_ids": None, "inputs_embeds": torch.cat([soft, base.get_input_embeddings()(ids[0])])[None]}
+        logits: Tensor = base(**inputs, return_dict=True).logits
     return logits[:, -1].float()
 
 

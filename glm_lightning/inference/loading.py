@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 
@@ -15,17 +15,16 @@ from glm_lightning.config import command
 from glm_lightning.data.encoding import Encoder
 from glm_lightning.files import read_json
 from glm_lightning.inference.generation import generate, stream
+from glm_lightning.inference.messages import Definitions, Turns, conversation
 from glm_lightning.inference.prompts import prompt_ids
-from glm_lightning.models import Source
+from glm_lightning.models import Source, prefix
+from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.quiet import quiet
 from glm_lightning.models.source import DEMO, WeightsDtype
 from glm_lightning.runs import RunFolder
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import ROLES, Conversation, Message, Sample, UserError
-
-Turns = Sequence[Mapping[str, Any]]
-"""OpenAI's messages: ``[{"role": "user", "content": "..."}, ...]``."""
+from glm_lightning.types import Message, Sample, UserError
 
 UNLIMITED = 1 << 30
 
@@ -45,13 +44,17 @@ class GLM:
         """Ids that end an answer."""
         return [self.tokenizer.control_id(name) for name in self.template.stop_tokens]
 
-    def encode(self, messages: Turns) -> list[Sample]:
+    def encode(self, messages: Turns, tools: Definitions | None = None) -> list[Sample]:
         """The training view: ids and labels (`types.IGNORE` where nothing is learned) of each sample."""
-        return [encoded.sample() for encoded in self._encoder.encode([conversation(messages)])]
+        return [encoded.sample() for encoded in self._encoder.encode([conversation(messages, tools)])]
 
-    def prompt(self, messages: Turns) -> list[int]:
-        """The generation view: ids up to where the answer begins."""
-        return prompt_ids([self.template.prompt(conversation(messages))], self.tokenizer)[0]
+    def prompt(self, messages: Turns, tools: Definitions | None = None, *, thinking: bool | None = None) -> list[int]:
+        """The generation view: ids up to where the answer begins; ``thinking`` switches reasoning on and off."""
+        return prompt_ids([self.template.prompt(conversation(messages, tools), thinking=thinking)], self.tokenizer)[0]
+
+    def parse(self, text: str, tools: Definitions | None = None, *, thinking: bool | None = None) -> Message:
+        """What a generated text says: content, reasoning, tool calls; ``thinking`` as it was given to `prompt`."""
+        return self.template.parse(text, thinking=thinking, tools=tools or ())
 
     def generate(
         self,
@@ -61,11 +64,13 @@ class GLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        tools: Definitions | None = None,
+        thinking: bool | None = None,
     ) -> str:
-        """Answer ``messages``; temperature 0 is greedy."""
+        """Answer ``messages``; temperature 0 is greedy. Reasoning is left out, tool calls are JSON, a line each."""
         (answer,) = generate(
             self.model,
-            [self.prompt(messages)],
+            [self.prompt(messages, tools, thinking=thinking)],
             stop_ids=self.stop_ids,
             pad_id=self.tokenizer.pad_id,
             max_new_tokens=max_new_tokens,
@@ -73,7 +78,7 @@ class GLM:
             top_p=top_p,
             seed=seed,
         )
-        return self.template.clean(self.tokenizer.decode(answer.ids))
+        return self.template.clean(self.tokenizer.decode(answer.ids), thinking=thinking, tools=tools or ())
 
     def stream(
         self,
@@ -83,11 +88,16 @@ class GLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        tools: Definitions | None = None,
+        thinking: bool | None = None,
     ) -> Iterator[str]:
-        """The same, piece by piece, in whole characters. White space at the start is left out."""
+        """All that is generated, piece by piece, in whole characters: with reasoning and calls, for `parse`.
+
+        White space at the start is left out.
+        """
         pieces = stream(
             self.model,
-            self.prompt(messages),
+            self.prompt(messages, tools, thinking=thinking),
             tokenizer_decode=self.tokenizer.decode,
             stop_ids=self.stop_ids,
             max_new_tokens=max_new_tokens,
@@ -107,6 +117,7 @@ def load(
     source: str | Path,
     *,
     dtype: WeightsDtype | None = None,
+    quantize: Quantize | Literal["none"] | None = None,
     adapter: str | Path | None = None,
     device: str | None = None,
 ) -> GLM:
@@ -115,63 +126,94 @@ def load(
     Args:
         source: what to load.
         dtype: type of the weights; None is the checkpoint's own on a GPU, and float32 on a CPU.
-        adapter: a PEFT adapter folder to put on top.
+        quantize: hold the linear layers in ``nf4``, ``fp4`` or ``int8``; None is as it was trained, ``none`` in full.
+        adapter: an adapter folder to put on top: PEFT's, or a prefix of P-tuning v2, ours or an official one.
         device: such as ``cuda`` or ``cpu``; None is the GPU if there is one.
 
     Raises:
         UserError: there is nothing to load, or it does not fit together.
     """
     quiet()
-    base, folder, files = _resolve(source)
+    base, folder, files = resolve(source)
     adapter = adapter if adapter is not None else folder
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = tokenizers.load(files, revision=base.revision)
-    template = templates.find(base.template, tokenizer, base.config.model_type)
+    tokenizer, template = words(base, files)
     chosen = dtype or ("float32" if device == "cpu" else base.dtype)
-    model: Any = replace(base, dtype=chosen).load()
-    if adapter is not None:
+    held = base.quantize if quantize is None else None if quantize == "none" else quantize
+    model: Any = replace(base, dtype=chosen, quantize=held).load()
+    if adapter is not None and prefix.is_prefix(adapter):
+        model = prefix.load(model, adapter)
+    elif adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter))
-    return GLM(model=model.to(device).eval(), tokenizer=tokenizer, template=template)
+    if held is None:  # quantised weights lie where they were loaded to
+        model = model.to(device)
+    return GLM(model=model.eval(), tokenizer=tokenizer, template=template)
 
 
-def conversation(messages: Turns) -> Conversation:
-    """OpenAI's messages as a conversation.
+def load_words(source: str | Path, *, template: str = "auto") -> tuple[Tokenizer, Template]:
+    """Tokenizer and template of what `load` loads; no weight is read.
+
+    ``template`` is the name of another template than the one that belongs to it.
 
     Raises:
-        UserError: a role is unknown or a content is no text.
+        UserError: there is nothing to load, or it does not fit together.
     """
-    problems = [
-        f"messages[{index}]: needs a role of {', '.join(ROLES)} and a text as content, not {dict(message)!r}"
-        for index, message in enumerate(messages)
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str)
-    ]
-    if problems or not messages:
-        raise UserError(problems or "messages: is empty; give at least one turn")
-    return Conversation(tuple(Message(m["role"], m["content"], m.get("loss")) for m in messages))
+    quiet()
+    found = resolve(source)
+    return words(found.base if template == "auto" else replace(found.base, template=template), found.files)
 
 
-def _resolve(source: str | Path) -> tuple[Source, Path | None, str]:
-    """The base network, the adapter folder if there is one, and where the tokenizer lies."""
+def words(base: Source, files: str) -> tuple[Tokenizer, Template]:
+    """The tokenizer that lies in ``files`` (a folder or a hub name), and the template of ``base``.
+
+    Raises:
+        UserError: they do not belong to the network.
+    """
+    tokenizer = tokenizers.load(files, revision=base.revision)
+    if problems := tokenizers.check(tokenizer, base.config):
+        raise UserError(
+            [f"model.path is {base.path!r}: {problem}; they do not belong together" for problem in problems]
+        )
+    template = templates.find(base.template, tokenizer, base.config.model_type, generation=base.generation)
+    return tokenizer, template
+
+
+class Found(NamedTuple):
+    """What a source stands for."""
+
+    base: Source
+    adapter: Path | None
+    files: str  # where the tokenizer lies
+
+
+def resolve(source: str | Path) -> Found:
+    """The base network of a run, an adapter, a model folder or a name, its adapter, and where the tokenizer lies.
+
+    Raises:
+        UserError: there is nothing, or it does not fit together.
+    """
     folder = Path(source).expanduser()
     if str(source) != DEMO and (folder / "config.yaml").is_file():
         return _resolve_run(RunFolder(folder.absolute()))
-    if (folder / "adapter_config.json").is_file():
+    if prefix.is_official(folder):
+        raise UserError(f"{folder}: is a prefix of P-tuning v2 without its base; load the base with adapter={folder}")
+    if (folder / "adapter_config.json").is_file() or prefix.is_prefix(folder):
         return _resolve_adapter(folder)
     if (folder / "glm_lightning.json").is_file():
         base = Source(path=str(folder), template=_ours(folder)["template"])
     else:
         base = Source(path=str(source))
-    return base, None, base.location
+    return Found(base, None, base.location)
 
 
-def _resolve_run(run: RunFolder) -> tuple[Source, Path | None, str]:
+def _resolve_run(run: RunFolder) -> Found:
     if run.artefact("adapter").is_dir():
         return _resolve_adapter(run.artefact("adapter"))
     folder = run.artefact("model")
     if folder.is_dir():
-        return Source(path=str(folder), template=_ours(folder)["template"]), None, str(folder)
+        return Found(Source(path=str(folder), template=_ours(folder)["template"]), None, str(folder))
     raise UserError(f"{run.path}: this run is not finished; go on with it: {command()} resume={run.path}")
 
 
@@ -188,16 +230,17 @@ def _ours(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read: {error}") from error
 
 
-def _resolve_adapter(folder: Path) -> tuple[Source, Path | None, str]:
+def _resolve_adapter(folder: Path) -> Found:
     if not (folder / "glm_lightning.json").is_file():
         # made by another tool: PEFT names the base, the tokenizer is the base's
         base = Source(path=read_json(folder / "adapter_config.json")["base_model_name_or_path"])
-        return base, folder, base.location
+        return Found(base, folder, base.location)
     ours = _ours(folder)
-    base = Source(path=ours["base"], revision=ours["revision"], template=ours["template"])
+    known = ("hub", "revision", "template", "quantize", "double_quantize")
+    base = Source(path=ours["base"], **{key: ours[key] for key in known if key in ours})
     if base.fingerprint != ours["fingerprint"]:
         raise UserError(
             f"{folder}: was trained on other weights than those in {ours['base']} now "
             f"(fingerprint {ours['fingerprint']}, now {base.fingerprint}); put those back there"
         )
-    return base, folder, str(folder)
+    return Found(base, folder, str(folder))

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from glm_lightning.files import digest, fingerprint
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import Conversation, Segment
+from glm_lightning.types import Conversation, Message, Segment, UserError
+
+Tools = Sequence[Mapping[str, Any]]
+"""Tool definitions as `Conversation.tools` has them."""
+
+SHARED = (
+    *("base", "choosing", "dialogue", "differences", "function_calls"),
+    *("placeholders", "reasoning", "rounds", "tag_calls", "verbatim"),
+)
+"""The modules of this room that are no template of their own."""
 
 
 class Template(ABC):
     """Turns conversations into segments: control tokens by name, and text that can never become one.
 
     A segment is encoded on its own. The generation view of a conversation up to an answer is, id for id, the beginning
-    of its training view.
+    of its training view, if it is asked for with that answer's `thinking`.
     """
 
     @abstractmethod
@@ -49,12 +62,47 @@ class Template(ABC):
         """
 
     @abstractmethod
-    def prompt(self, conversation: Conversation) -> list[Segment]:
-        """Generation view of a conversation whose last turn is not an answer: it ends where the answer begins."""
+    def prompt(self, conversation: Conversation, *, thinking: bool | None = None) -> list[Segment]:
+        """Generation view of a conversation whose last turn is not an answer: it ends where the answer begins.
+
+        ``thinking`` switches reasoning on or off in the generations that can be switched; None is the generation's own
+        default.
+
+        Raises:
+            UserError: the conversation cannot be rendered.
+        """
 
     @abstractmethod
-    def clean(self, text: str) -> str:
-        """The answer in a generated ``text`` (decoded without control tokens)."""
+    def thinking(self, answer: Message) -> bool | None:
+        """The ``thinking`` of the prompt with which the training view of an answer begins."""
+
+    @abstractmethod
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+        """What a generated ``text`` (decoded without control tokens) says: content, reasoning, tool calls.
+
+        What only looks like a call, or is not finished, stays text. Nothing is an error.
+
+        Args:
+            text: all that was generated.
+            thinking: as it was given to `prompt`.
+            tools: the definitions that the model was shown; they tell names and types where the text leaves them open.
+        """
+
+    def clean(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> str:
+        """The answer in a generated ``text`` without its reasoning; tool calls as JSON, a line each. See `parse`."""
+        message = self.parse(text, thinking=thinking, tools=tools)
+        calls = ({"name": call.name, "arguments": call.arguments} for call in message.tool_calls)
+        lines = [json.dumps(call, ensure_ascii=False) for call in calls]
+        return "\n".join([message.content, *lines] if message.content else lines)
+
+    def expected(self, conversation: Conversation) -> str:
+        """What `clean` makes of the conversation's last answer: what a generated answer is compared with."""
+        messages = conversation.messages
+        last = max(i for i, message in enumerate(messages) if message.role == "assistant")
+        alone = (*(replace(m, learn=False) for m in messages[:last]), replace(messages[last], learn=True))
+        sample = self.render(replace(conversation, messages=alone))[-1]
+        text = "".join(segment.text for segment in sample if segment.learn)
+        return self.clean(text, thinking=self.thinking(messages[last]), tools=conversation.tools)
 
     @property
     def name(self) -> str:
@@ -64,4 +112,21 @@ class Template(ABC):
     @property
     def fingerprint(self) -> str:
         """Changes with the template's code and settings."""
-        return digest(self.name, fingerprint(Path(inspect.getfile(type(self)))), self.settings)
+        shared = [fingerprint(Path(__file__).with_name(f"{name}.py")) for name in SHARED]
+        return digest(self.name, shared, fingerprint(Path(inspect.getfile(type(self)))), self.settings)
+
+
+def require(tokenizer: Tokenizer, controls: Sequence[str], *, template: str, model: str) -> None:
+    """Raise `UserError` if ``tokenizer`` lacks control tokens of ``template``; ``model`` names whose it has to be."""
+    if missing := [name for name in dict.fromkeys(controls) if name not in tokenizer.controls]:
+        raise UserError(
+            f"template: {template} needs the control tokens {' '.join(missing)}, which the tokenizer has not; "
+            f"choose template: jinja, or the tokenizer of {model}"
+        )
+
+
+def refuse(conversation: Conversation, faults: Sequence[str]) -> None:
+    """Raise `UserError` for a conversation that a template cannot express, if there are ``faults``."""
+    where = f"{conversation.origin}: " if conversation.origin else ""
+    if faults:
+        raise UserError([f"{where}{fault}" for fault in faults])

@@ -1,61 +1,24 @@
-"""Any other causal language model: the chat template that comes with the tokenizer, with exact loss masks.
-
-A chat template is a program from messages to one string; it does not say which characters are whose. It is run here on
-placeholders instead of contents. Where the placeholders come out, the contents go; everything else is the template's
-own text, and only there are control tokens looked for. So no content can become a control token, and the masks do not
-depend on guessing. The real rendering is compared with the pieces put together, for every conversation.
-"""
+"""Any other causal language model: the chat template that comes with the tokenizer, with exact loss masks."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import jinja2
 
-from glm_lightning.templates.base import Template
+from glm_lightning.templates.base import Template, Tools
+from glm_lightning.templates.differences import Differences, UnmaskableError
+from glm_lightning.templates.placeholders import Placeholders
+from glm_lightning.templates.reasoning import OPEN, split
+from glm_lightning.templates.verbatim import copies_contents
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import Conversation, Message, Segment, UserError
+from glm_lightning.types import Conversation, Message, Segment, ToolCall, UserError
 
 _PROBE = (Message("user", "?"), Message("assistant", "!"), Message("user", "?"), Message("assistant", "!"))
-
-
-_Spans = dict[int, tuple[int, int]]
-"""What each answer has to generate, by number of the message: first character and one behind the last."""
-
-
-class _UnmaskableError(Exception):
-    """Why the turns of a conversation cannot be told apart in what the template makes of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Skeleton:
-    """A rendering with placeholders, and where they stand in it (by number of the message)."""
-
-    text: str
-    places: dict[int, tuple[int, int]]
-
-    def join(self, contents: Sequence[str]) -> str:
-        """The rendering with ``contents`` in place of the placeholders."""
-        out, position = [], 0
-        for message, (start, end) in self.places.items():
-            out += [self.text[position:start], contents[message]]
-            position = end
-        return "".join([*out, self.text[position:]])
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A piece of a plan: a message's content, a control token, or text of the template."""
-
-    text: str = ""
-    control: str | None = None
-    message: int | None = None  # whose content stands here
-    answer: int | None = None  # the answer that must generate this
-    cut: bool = False  # generation begins here: never encoded together with what is before it
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 @final
@@ -64,7 +27,8 @@ class Jinja(Template):
 
     Learned are an answer, what the template puts between the generation prompt and the answer, and the control token
     that ends it; not what follows that token. A conversation is one sample if its turns look the same with and without
-    a following turn; else each answer is a sample of its own.
+    a following turn; else each answer is a sample of its own. Tools, calls and reasoning (``reasoning_content``) go
+    through the template as well; what it leaves out of them is refused.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -75,10 +39,12 @@ class Jinja(Template):
             )
         self._hf = tokenizer.hf
         self._eos = tokenizer.hf.eos_token
-        names = sorted(tokenizer.controls, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        self._plans: dict[tuple[object, ...], tuple[_Skeleton, list[_Item]] | _UnmaskableError] = {}
+        controls = tuple(tokenizer.controls)
+        verbatim = copies_contents(tokenizer.hf.chat_template)
+        self._placeholders = Placeholders(self._text, controls=controls, end=self._eos, verbatim=verbatim)
+        self._differences = Differences(self._text, controls=controls, end=self._eos)
         self._lead, self._trail, self._stops = self._probe()
+        self._opens_reasoning = self._opened()
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
@@ -96,200 +62,52 @@ class Jinja(Template):
         Raises:
             UserError: the template refuses the conversation, or it cannot be told which part of the text is whose.
         """
-        messages = conversation.messages
         try:
-            return [self._joint(messages)]
-        except _UnmaskableError:
-            answers = [i for i, message in enumerate(messages) if message.role == "assistant" and message.learned]
-        try:
-            return [self._single(messages[: i + 1]) for i in answers]
-        except _UnmaskableError as reason:
+            if _is_plain(conversation):
+                return self._placeholders.samples(conversation.messages)
+            return self._differences.samples(conversation, prompt=self.prompt)
+        except UnmaskableError as reason:
             raise _refused(conversation, reason) from None
 
-    def prompt(self, conversation: Conversation) -> list[Segment]:
-        """Generation view: the rendering with the template's generation prompt; see `Template.prompt`."""
-        try:
-            return self._prompt(conversation.messages)
-        except _UnmaskableError as reason:
-            raise _refused(conversation, reason) from None
+    def prompt(self, conversation: Conversation, *, thinking: bool | None = None) -> list[Segment]:
+        """Generation view: the rendering with the template's generation prompt; see `Template.prompt`.
 
-    def clean(self, text: str) -> str:
-        """``text`` without what the template puts around every answer."""
-        return text.removeprefix(self._lead).removesuffix(self._trail)
-
-    def _joint(self, messages: Sequence[Message]) -> list[Segment]:
-        """One sample for all answers."""
-        skeleton, items = self._plan(messages, generation=False, answers=True)
-        contents = self._contents(messages, skeleton, generation=False)
-        for message, content in zip(messages, contents, strict=True):
-            if message.role == "assistant" and message.learned and content.strip() != message.content.strip():
-                raise _UnmaskableError("it rewrites answers")
-        return list(_merged(items, messages, contents))
-
-    def _prompt(self, messages: Sequence[Message]) -> list[Segment]:
-        try:
-            skeleton, items = self._plan(messages, generation=True, answers=True)
-        except _UnmaskableError:
-            skeleton, items = self._plan(messages, generation=True, answers=False)
-        contents = self._contents(messages, skeleton, generation=True)
-        return [Segment(s.text, s.control) for s in _merged(items, messages, contents)]
-
-    def _single(self, messages: Sequence[Message]) -> list[Segment]:
-        """The sample of the last answer alone: its generation prompt, and what the template makes of the answer."""
-        answer = messages[-1].content
-        skeleton = self._skeleton(messages, generation=False)
-        if len(messages) - 1 not in skeleton.places:
-            raise _UnmaskableError("it leaves out the last answer")
-        start, end = skeleton.places[len(messages) - 1]
-        lead = skeleton.text[len(self._head(messages[:-1], skeleton, before=start)) : start]
-        trail, control, rest = self._ending(skeleton.text[end:])
-        head, whole = self._text(messages[:-1], generation=True), self._text(messages, generation=False)
-        if not (whole.startswith(head) and whole.endswith(skeleton.text[end:])):
-            raise _UnmaskableError("what it makes of an answer does not begin with its generation prompt")
-        middle = whole[len(head) : len(whole) - (len(skeleton.text) - end)]
-        if _squeezed(answer) not in _squeezed(middle):
-            raise _UnmaskableError("it removes a part of the answer")
-        # A lead that the content replaces (a reasoning part of its own) is text of the answer.
-        lead = lead if middle.startswith(lead) else ""
-        learned = [*self._split(lead), Segment(middle[len(lead) :] + trail), Segment(control=control)]
-        return [
-            *self._prompt(messages[:-1]),
-            *_joined([replace(segment, learn=True) for segment in learned]),
-            *self._split(rest),
-        ]
-
-    def _plan(self, messages: Sequence[Message], *, generation: bool, answers: bool) -> tuple[_Skeleton, list[_Item]]:
-        """Skeleton and pieces of all conversations with these roles (and these turns empty)."""
-        key = (generation, answers, *((message.role, not message.content) for message in messages))
-        if key not in self._plans:
-            try:
-                skeleton = self._skeleton(messages, generation=generation)
-                spans = self._spans(messages, skeleton, generation=generation) if answers else {}
-                items = list(self._items(skeleton, spans))
-                if (last := len(messages) - 1) in spans and not generation:
-                    items += self._missing_end(skeleton.text[skeleton.places[last][1] :], last)
-                self._plans[key] = (skeleton, items)
-            except _UnmaskableError as reason:
-                self._plans[key] = reason
-        plan = self._plans[key]
-        if isinstance(plan, _UnmaskableError):
-            raise plan
-        return plan
-
-    def _missing_end(self, behind: str, last: int) -> list[_Item]:
-        """The end token of a last answer that the template leaves open."""
-        if self._control.search(behind):
-            return []
-        return [_Item(control=self._ending(behind)[1], answer=last)]
-
-    def _skeleton(self, messages: Sequence[Message], *, generation: bool) -> _Skeleton:
-        text = self._text(_placeholders(messages), generation=generation)
-        places = {}
-        for i, message in enumerate(messages):
-            if not message.content:
-                continue
-            mark = _mark(i)
-            if text.count(mark) != 1:
-                raise _UnmaskableError(f"turn {i + 1} ({message.role}) comes out {text.count(mark)} times, not once")
-            places[i] = (text.index(mark), text.index(mark) + len(mark))
-        return _Skeleton(text, dict(sorted(places.items(), key=lambda place: place[1])))
-
-    def _spans(self, messages: Sequence[Message], skeleton: _Skeleton, *, generation: bool) -> _Spans:
-        """What each answer has to generate: from its generation prompt to behind the token that ends it."""
-        spans = {}
-        for i, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            if i not in skeleton.places:
-                raise _UnmaskableError(f"turn {i + 1} (assistant) is empty")
-            start, end = skeleton.places[i]
-            head = self._head(messages[:i], skeleton, before=start)
-            following = min((s for s, _ in skeleton.places.values() if s >= end), default=len(skeleton.text))
-            found = self._control.search(skeleton.text, end, following)
-            if found is None and (generation or following < len(skeleton.text)):
-                raise _UnmaskableError("no control token ends an answer")
-            self._check_stable(messages[: i + 1], skeleton.text[: found.end() if found else None], end)
-            spans[i] = (len(head), found.end() if found else following)
-        return spans
-
-    def _head(self, messages: Sequence[Message], skeleton: _Skeleton, *, before: int) -> str:
-        head = self._text(_placeholders(messages), generation=True)
-        if not (skeleton.text.startswith(head) and len(head) <= before):
-            raise _UnmaskableError("its generation prompt is not how an answered turn begins")
-        return head
-
-    def _check_stable(self, messages: Sequence[Message], begun: str, end: int) -> None:
-        """The answer that ends the conversation must look as it does with a turn behind it.
-
-        A template may leave the last answer open where the next role token closes the others.
+        ``thinking`` is what the template knows as ``enable_thinking``, if it knows it.
         """
-        alone = self._text(_placeholders(messages), generation=False)
-        if not (alone.startswith(begun) or (begun.startswith(alone) and not self._control.search(alone, end))):
-            raise _UnmaskableError("answers look different once another turn follows")
-
-    def _ending(self, text: str) -> tuple[str, str, str]:
-        """Text before the control token that ends an answer, that token, and text behind it."""
-        if found := self._control.search(text):
-            return text[: found.start()], found.group(), text[found.end() :]
-        if self._eos is None:
-            raise _UnmaskableError("no control token ends an answer, and the tokenizer has no end token")
-        return text, str(self._eos), ""
-
-    def _items(self, skeleton: _Skeleton, spans: _Spans) -> Iterator[_Item]:
-        """The pieces of a skeleton, cut where contents, spans and control tokens begin and end."""
-        text, owners = skeleton.text, {place[0]: message for message, place in skeleton.places.items()}
-        edges = {0, len(text)}.union(*skeleton.places.values(), *spans.values())
-        edges.update(*(found.span() for found in self._control.finditer(text)))
-        starts = {start for start, _ in spans.values()}
-        bounds = sorted(edges)
-        for start, end in itertools.pairwise(bounds):
-            answer = next((i for i, (first, last) in spans.items() if first <= start < last), None)
-            piece, cut = text[start:end], start in starts
-            if start in owners:
-                yield _Item(message=owners[start], answer=answer, cut=cut)
-            elif self._control.fullmatch(piece):
-                yield _Item(control=piece, answer=answer)
-            else:
-                yield _Item(text=piece, answer=answer, cut=cut)
-
-    def _contents(self, messages: Sequence[Message], skeleton: _Skeleton, *, generation: bool) -> list[str]:
-        """What the template makes of each content: the content, for most; stripped or shortened, for some."""
-        real = self._text(messages, generation=generation)
-        contents = [message.content for message in messages]
-        if skeleton.join(contents) == real:
-            return contents
-        contents = [self._rewritten(i, messages, skeleton, generation=generation) for i in range(len(messages))]
-        if skeleton.join(contents) != real:
-            raise _UnmaskableError("what it writes for one turn depends on the text of another")
-        return contents
-
-    def _rewritten(self, i: int, messages: Sequence[Message], skeleton: _Skeleton, *, generation: bool) -> str:
-        if i not in skeleton.places:
-            return messages[i].content
-        start, end = skeleton.places[i]
-        before, behind = skeleton.text[:start], skeleton.text[end:]
-        mixed = [*_placeholders(messages)]
-        mixed[i] = messages[i]
-        text = self._text(mixed, generation=generation)
-        if len(text) < len(before) + len(behind) or not (text.startswith(before) and text.endswith(behind)):
-            raise _UnmaskableError(f"what it writes around turn {i + 1} ({messages[i].role}) depends on its text")
-        return text[start : len(text) - len(behind)]
-
-    def _text(self, messages: Sequence[Message], *, generation: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+            if thinking is None and _is_plain(conversation):
+                return self._placeholders.prompt(conversation.messages)
+            return self._differences.prompt(conversation, thinking=thinking)
+        except UnmaskableError as reason:
+            raise _refused(conversation, reason) from None
+
+    def thinking(self, answer: Message) -> bool | None:
+        """The template's own default."""
+        return None
+
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+        """The text without what the template puts around every answer, reasoning in tags, calls as JSON in tags.
+
+        See `Template.parse`. Other ways to write calls are not known, and stay text.
+        """
+        text = text.removeprefix(self._lead).removesuffix(self._trail)
+        reasoning, rest = split(text, opened=self._opens_reasoning and thinking is not False)
+        content, calls = _tagged_calls(rest)
+        if reasoning is not None or calls:
+            content = content.strip()
+        return Message("assistant", content, reasoning=reasoning, tool_calls=calls)
+
+    def _text(self, conversation: Conversation, *, generation: bool, thinking: bool | None = None) -> str:
+        """What the template makes of a conversation."""
+        options: dict[str, Any] = {"tools": list(conversation.tools)} if conversation.tools else {}
+        if thinking is not None:
+            options["enable_thinking"] = thinking
+        turns = [_turn(message) for message in conversation.messages]
+        try:
+            return str(self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **options))
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             # templates are programs: what they raise on purpose is a TemplateError, the others are their mistakes
-            raise _UnmaskableError(f"it refuses the conversation: {error}") from error
-
-    def _split(self, text: str) -> list[Segment]:
-        """The template's own text as text and control tokens."""
-        return [
-            Segment(control=piece) if self._control.fullmatch(piece) else Segment(piece)
-            for piece in re.split(f"({self._control.pattern})", text)
-            if piece
-        ]
+            raise UnmaskableError(f"it refuses the conversation: {error}") from error
 
     def _probe(self) -> tuple[str, str, tuple[str, ...]]:
         """Text in front of and behind every answer, and what ends them, from a conversation of the plainest kind.
@@ -298,10 +116,10 @@ class Jinja(Template):
         """
         stops = [self._eos] if self._eos else []
         try:
-            learned = [segment for segment in self._single(_PROBE[:2]) if segment.learn]
+            learned = [segment for segment in self._placeholders.single(_PROBE[:2]) if segment.learn]
             lead, _, trail = "".join(segment.text for segment in learned).partition(_PROBE[1].content)
             joint = self.render(Conversation(_PROBE))
-        except (_UnmaskableError, UserError):
+        except (UnmaskableError, UserError):
             return "", "", tuple(stops)
         for sample in [learned, *joint]:
             for segment, following in itertools.pairwise([*sample, Segment()]):
@@ -309,57 +127,48 @@ class Jinja(Template):
                     stops.append(segment.control)
         return lead, trail, tuple(dict.fromkeys(stops))
 
-
-def _mark(i: int) -> str:
-    # private-use characters: no template looks for them
-    return f"\ue0f0{i}\ue0f1"
-
-
-def _placeholders(messages: Sequence[Message]) -> list[Message]:
-    return [replace(message, content=_mark(i)) if message.content else message for i, message in enumerate(messages)]
+    def _opened(self) -> bool:
+        """Whether the generation prompt ends with an opened reasoning."""
+        try:
+            return self._text(Conversation(_PROBE[:1]), generation=True).rstrip().endswith(OPEN)
+        except UnmaskableError:
+            return False
 
 
-def _merged(items: Sequence[_Item], messages: Sequence[Message], contents: Sequence[str]) -> Iterator[Segment]:
-    """Segments of a plan; neighbouring texts of one kind become one, so that they are encoded as the template's."""
-    text, learn = "", False
-    for item in items:
-        learned = messages[item.answer].learned if item.answer is not None else False
-        if item.control is not None or item.cut:
-            if text:
-                yield Segment(text, learn=learn)
-            text = ""
-        if item.control is not None:
-            yield Segment(control=item.control, learn=learned)
-            continue
-        if item.message is not None:
-            learned = messages[item.message].learned
-        if text and learned != learn:
-            yield Segment(text, learn=learn)
-            text = ""
-        text += contents[item.message] if item.message is not None else item.text
-        learn = learned
-    if text:
-        yield Segment(text, learn=learn)
+def _is_plain(conversation: Conversation) -> bool:
+    """Whether there are texts only."""
+    parts = (message.reasoning or message.tool_calls for message in conversation.messages)
+    return not (conversation.tools or any(parts))
 
 
-def _joined(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """Neighbouring texts as one segment."""
-    text = ""
-    for segment in segments:
-        if segment.control is None:
-            text += segment.text
-            continue
-        if text:
-            yield Segment(text, learn=segment.learn)
-        text = ""
-        yield segment
+def _turn(message: Message) -> dict[str, Any]:
+    """A turn as templates take it: OpenAI's keys, arguments as an object."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        functions = ({"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls)
+        turn["tool_calls"] = [{"type": "function", "function": function} for function in functions]
+    return turn
 
 
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
+def _tagged_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    """The text without its calls, and those; if one is malformed, all is text."""
+    calls = []
+    for found in _CALL.findall(text):
+        try:
+            value = json.loads(found)
+        except (ValueError, RecursionError):
+            return text, ()
+        if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
+            return text, ()
+        if not isinstance(arguments := value.get("arguments", {}), dict):
+            return text, ()
+        calls.append(ToolCall(value["name"], arguments))
+    return _CALL.sub("", text), tuple(calls)
 
 
-def _refused(conversation: Conversation, reason: _UnmaskableError) -> UserError:
+def _refused(conversation: Conversation, reason: UnmaskableError) -> UserError:
     where = f"{conversation.origin}: " if conversation.origin else ""
     return UserError(
         f"{where}the tokenizer's chat template cannot be used for this conversation: {reason}. "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from glm_lightning import templates
 from glm_lightning.data.encoding import Encoded, Encoder, digest
+from glm_lightning.data.truncation import STUB
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import IGNORE, Conversation, Message, UserError
 
@@ -35,9 +37,31 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return talk([text for pair in pairs for text in pair], system=draw(st.sampled_from([None, "s"])))
 
 
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+CHATGLM, CHATGLM2 = ("<pad>", "[gMASK]", "<sop>", "<eop>"), ("<unk>", "</s>", "[gMASK]", "sop", "eop")
+GLM4 = ("<|endoftext|>", "[gMASK]", "<sop>", "<eop>", *ROLES)
+TOKENS = {"chatglm": CHATGLM, "chatglm2": CHATGLM2, "chatglm3": (*CHATGLM2, *ROLES)}
+# what is learned of answers, and of the last one, without reasoning
+AROUND = {
+    "chatglm": ("<sop>{}<eop>", "<sop>{}<eop>"),
+    "chatglm2": ("{}</s>", "{}</s>"),
+    "chatglm3": ("\n{}<|user|>", "\n{}</s>"),
+    "glm4": ("\n{}<|user|>", "\n{}<|user|>"),
+    "glm4_0414": ("\n{}<|user|>", "\n{}<|user|>"),
+    "glm_z1": ("\n</think>\n{}<|user|>", "\n</think>\n{}<|user|>"),
+    "glm4_5": ("\n<think></think>\n{}<|user|>", "\n<think></think>\n{}<|user|>"),
+    "glm4_7": ("{}<|user|>", "{}<|user|>"),
+    "glm_edge": ("\n{}<|user|>", "\n{}<|user|>"),
+    "jinja": ("{}<|im_end|>", "{}<|im_end|>"),
+}
+NO_SYSTEM = ("chatglm", "chatglm2")
+STRIPPED = ("glm_z1", "glm4_5", "glm4_7")
+
+
 @pytest.fixture(scope="session")
-def tokenizers_by_name(chatml: Tokenizer, glm4_tokenizer: Tokenizer) -> dict[str, Tokenizer]:
-    return {"glm4": glm4_tokenizer, "jinja": chatml}
+def tokenizers_by_name(chatml: Tokenizer, make_tokenizer: Callable[..., Tokenizer]) -> dict[str, Tokenizer]:
+    made = {name: make_tokenizer(tokens, eos=None) for name, tokens in {**TOKENS, "glm4": GLM4}.items()}
+    return {name: made.get(name, made["glm4"]) for name in AROUND} | {"jinja": chatml}
 
 
 def encoder(tokenizer: Tokenizer, name: str, max_length: int = 10_000) -> Encoder:
@@ -50,39 +74,53 @@ def learned(tokenizer: Tokenizer, encoded: Encoded) -> str:
     return tokenizer.decode([label for label in labels if label != IGNORE], control=True)
 
 
-@pytest.mark.parametrize("name", ["glm4", "jinja"])
-@settings(max_examples=60, deadline=None)
+def expressible(name: str, conversation: Conversation) -> Conversation:
+    messages = conversation.messages
+    return Conversation(messages[1:]) if name in NO_SYSTEM and messages[0].role == "system" else conversation
+
+
+@pytest.mark.parametrize("name", AROUND)
+@settings(max_examples=40, deadline=None)
 @given(conversation=conversations())
 def test_learned_labels_decode_to_exactly_the_answers_and_their_ends(
     tokenizers_by_name: dict[str, Tokenizer], name: str, conversation: Conversation
 ) -> None:
-    tokenizer = tokenizers_by_name[name]
-    (encoded,) = encoder(tokenizer, name).encode([conversation])
+    tokenizer, conversation = tokenizers_by_name[name], expressible(name, conversation)
+    samples = encoder(tokenizer, name).encode([conversation])
     answers = [message.content for message in conversation.messages if message.role == "assistant"]
-    around = {"glm4": "\n{}<|user|>", "jinja": "{}<|im_end|>"}[name]
-    assert learned(tokenizer, encoded) == "".join(around.format(answer) for answer in answers)
-    assert not encoded.truncated
-    sample = encoded.sample()
-    assert all(label in (IGNORE, i) for label, i in zip(sample.labels, sample.input_ids, strict=True))
+    answers = [answer.strip() if name in STRIPPED else answer for answer in answers]
+    inner, last = AROUND[name]
+    assert "".join(learned(tokenizer, sample) for sample in samples) == "".join(
+        [*(inner.format(answer) for answer in answers[:-1]), last.format(answers[-1])]
+    )
+    for encoded in samples:
+        assert not encoded.truncated
+        sample = encoded.sample()
+        assert all(label in (IGNORE, i) for label, i in zip(sample.labels, sample.input_ids, strict=True))
 
 
-@pytest.mark.parametrize("name", ["glm4", "jinja"])
-@settings(max_examples=60, deadline=None)
-@given(conversation=conversations(), room=st.integers(24, 60))
+def controls_of(tokenizer: Tokenizer, encoded: Encoded) -> list[int]:
+    controls = set(tokenizer.controls.values())
+    return [i for i in encoded.input_ids if i in controls]
+
+
+@pytest.mark.parametrize("name", AROUND)
+@settings(max_examples=40, deadline=None)
+@given(conversation=conversations(), room=st.integers(32, 60))
 def test_a_shortened_sample_fits_and_keeps_controls_and_the_end(
     tokenizers_by_name: dict[str, Tokenizer], name: str, conversation: Conversation, room: int
 ) -> None:
-    tokenizer = tokenizers_by_name[name]
-    (whole,) = encoder(tokenizer, name).encode([conversation])
-    (short,) = encoder(tokenizer, name, room).encode([conversation])
-    assert short.truncated == (len(whole.input_ids) > room)
-    assert len(short.input_ids) <= room
-    end = {"glm4": "<|user|>", "jinja": "<|im_end|>"}[name]
-    last = max(i for i, learn in enumerate(short.learned) if learn)
-    assert short.input_ids[last] == tokenizer.control_id(end)
-    controls = set(tokenizer.controls.values())
-    skeleton = [i for i in short.input_ids if i in controls]
-    assert skeleton[-3:] == [i for i in whole.input_ids if i in controls][-3:]
+    tokenizer, conversation = tokenizers_by_name[name], expressible(name, conversation)
+    every = encoder(tokenizer, name).encode([conversation])
+    shortened = encoder(tokenizer, name, room).encode([conversation])
+    for whole, short in zip(every, shortened, strict=True):
+        assert short.truncated == (len(whole.input_ids) > room)
+        assert len(short.input_ids) <= room
+        last = max(i for i, learn in enumerate(short.learned) if learn)
+        end = AROUND[name][1].rpartition("}")[2]
+        if whole is every[-1]:
+            assert short.input_ids[last] == tokenizer.control_id(end)
+            assert controls_of(tokenizer, short)[-3:] == controls_of(tokenizer, whole)[-3:]
 
 
 def test_the_oldest_rounds_go_first_and_the_system_turn_stays(glm4_tokenizer: Tokenizer) -> None:
@@ -94,16 +132,63 @@ def test_the_oldest_rounds_go_first_and_the_system_turn_stays(glm4_tokenizer: To
     assert short.learned == expected.learned
 
 
-def test_if_the_last_exchange_is_too_long_its_longest_texts_are_levelled(glm4_tokenizer: Tokenizer) -> None:
-    conversation = talk(["b" * 50, "ab", "a b" * 50, "b a" * 40])
-    (short,) = encoder(glm4_tokenizer, "glm4", 40).encode([conversation])
-    text = glm4_tokenizer.decode(short.input_ids, control=True)
-    assert text.startswith("[gMASK]<sop><|user|>\na b")
-    assert text.endswith("<|user|>")
-    question, answer = text.removesuffix("<|user|>").split("<|assistant|>\n")
-    sizes = [len(glm4_tokenizer.encode([part])[0]) for part in (question.partition("\n")[2], answer)]
-    assert sizes[0] == sizes[1]
-    assert 39 <= len(short.input_ids) <= 40
+def parts(tokenizer: Tokenizer, encoded: Encoded) -> tuple[list[int], list[int]]:
+    """The ids of a GLM-4 sample's last question and its answer, without the newlines in front."""
+    ids = encoded.input_ids
+    user, assistant = (
+        [i for i, token in enumerate(ids) if token == tokenizer.control_id(name)]
+        for name in ("<|user|>", "<|assistant|>")
+    )
+    return ids[user[-2] + 2 : assistant[-1]], ids[assistant[-1] + 2 : user[-1]]
+
+
+def test_a_question_is_cut_in_its_middle_before_its_answer(glm4_tokenizer: Tokenizer) -> None:
+    question, answer = "".join(chr(97 + i % 26) for i in range(200)), "a b" * 20
+    (whole,) = encoder(glm4_tokenizer, "glm4").encode([talk(["b" * 50, "ab", question, answer])])
+    asked, answered = parts(glm4_tokenizer, whole)
+    (short,) = encoder(glm4_tokenizer, "glm4", len(answered) + 60).encode([talk(["b" * 50, "ab", question, answer])])
+    kept, still_answered = parts(glm4_tokenizer, short)
+    assert still_answered == answered
+    half = len(kept) // 2
+    assert kept == asked[: len(kept) - half] + asked[len(asked) - half :]
+    assert len(short.input_ids) == len(answered) + 60
+    assert short.truncated
+
+
+def test_an_answer_that_alone_is_too_long_loses_its_tail_and_not_its_end_token(glm4_tokenizer: Tokenizer) -> None:
+    conversation = talk(["q " * 100, "a " * 400])
+    (whole,) = encoder(glm4_tokenizer, "glm4").encode([conversation])
+    (short,) = encoder(glm4_tokenizer, "glm4", 200).encode([conversation])
+    kept, answered = parts(glm4_tokenizer, short)
+    assert len(kept) == STUB
+    assert answered == parts(glm4_tokenizer, whole)[1][: len(answered)]
+    assert len(short.input_ids) == 200
+    assert learned(glm4_tokenizer, short).endswith("<|user|>")
+
+
+@pytest.mark.parametrize("room", [10, 16, 40])
+def test_in_little_room_question_and_answer_share_it(glm4_tokenizer: Tokenizer, room: int) -> None:
+    (short,) = encoder(glm4_tokenizer, "glm4", room).encode([talk(["q " * 100, "a " * 400])])
+    question, answer = parts(glm4_tokenizer, short)
+    assert abs(len(question) - len(answer)) <= 2
+    assert room - 1 <= len(short.input_ids) <= room
+
+
+def test_tool_definitions_stay_before_old_rounds(glm4_tokenizer: Tokenizer) -> None:
+    tools = ({"name": "find", "description": "b" * 40, "parameters": {}},)
+    conversation = replace(talk(["q1 " * 30, "a1", "q2", "a2"], system="sys"), tools=tools)
+    (whole,) = encoder(glm4_tokenizer, "glm4").encode([conversation])
+    (short,) = encoder(glm4_tokenizer, "glm4", len(whole.input_ids) - 1).encode([conversation])
+    newest = replace(talk(["q2", "a2"], system="sys"), tools=tools)
+    (expected,) = encoder(glm4_tokenizer, "glm4").encode([newest])
+    assert short.input_ids == expected.input_ids
+
+
+def test_reasoning_that_is_cut_is_still_closed(glm4_tokenizer: Tokenizer) -> None:
+    messages = (Message("user", "q"), Message("assistant", "a", reasoning="r " * 100))
+    (short,) = encoder(glm4_tokenizer, "glm4_5", 60).encode([Conversation(messages)])
+    assert learned(glm4_tokenizer, short).startswith("\n<think>r r")
+    assert learned(glm4_tokenizer, short).endswith("</think>\na<|user|>")
 
 
 def test_rounds_behind_which_nothing_is_learned_are_not_kept_instead_of_those_with_answers(

@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import base64
-import json
-from pathlib import Path
-
 import pytest
 
 from glm_lightning import templates
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Conversation, Message, Segment, UserError
-
-SHARED = Path(__file__).resolve().parents[2] / "../shared"
 
 
 @pytest.fixture
@@ -76,38 +70,7 @@ def test_find_chooses_by_type_and_tokens_and_lists_what_there_is(
     assert templates.find("auto", chatml, "glm").name == "jinja"
     with pytest.raises(UserError, match="chat_template"):
         templates.find("auto", glm4_tokenizer, "llama")
-    with pytest.raises(UserError, match="auto, glm4, jinja"):
+    with pytest.raises(UserError, match="must be one of auto, chatglm, chatglm2"):
         templates.find("glm5", chatml, "glm")
     with pytest.raises(UserError, match="chat template"):
         templates.find("jinja", glm4_tokenizer, "glm")
-
-
-@pytest.mark.shared
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
-def test_ids_and_masks_are_those_of_the_official_code(glm4: Template) -> None:
-    tiktoken = pytest.importorskip("tiktoken")
-    golden = json.loads((SHARED / "golden/tokenizers/tokenizer_glm4.json").read_text(encoding="utf-8"))
-    lines = (SHARED / "tokenizers/glm-4-9b-chat/tokenizer.model").read_text(encoding="utf-8").splitlines()
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-        r"\s+(?!\S)|\s+"
-    )
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
-    official = tiktoken.Encoding("glm4", pat_str=pattern, mergeable_ranks=ranks, special_tokens=golden["special_ids"])
-    compared = 0
-    for row in golden["conversations"]:
-        if row["kind"] in ("tools", "special"):
-            continue
-        (sample,) = glm4.render(talk(*((m["role"], m["content"]) for m in row["messages"])))
-        ids, mask = [], []
-        for segment in sample:
-            control = segment.control and [golden["special_ids"][segment.control]]
-            piece = control or official.encode(segment.text, disallowed_special=())
-            ids += piece
-            mask += [int(segment.learn)] * len(piece)
-        # The official trainer appends the last <|user|> only when it learns the last answer alone.
-        assert ids == row["train_combine_true"]["input_ids"]
-        assert mask[:-1] == row["train_combine_false"]["label_mask"][: len(mask) - 1]
-        assert mask[-1] == 1
-        compared += 1
-    assert compared == 9

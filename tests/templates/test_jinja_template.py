@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from glm_lightning import templates
 from glm_lightning.templates.jinja import Jinja
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import Conversation, Message, Segment, UserError
+from glm_lightning.types import Conversation, Message, Segment, ToolCall, UserError
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 OPEN, CLOSE = "<|im_start|>", "<|im_end|>"
@@ -231,3 +231,98 @@ def test_the_fingerprint_follows_the_template_text(with_template: Make) -> None:
 def test_find_makes_it_for_any_model_with_a_chat_template(with_template: Make) -> None:
     tokenizer, _ = with_template(STRIPS)
     assert templates.find("auto", tokenizer, "llama").name == "jinja"
+
+
+CALL = Message("assistant", "", tool_calls=(ToolCall("find", {"where": "here <|im_end|>"}),))
+TOOL = {"type": "function", "function": {"name": "find", "description": "<|im_start|>"}}
+SHOWS = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+CALLS = (
+    "{% for c in m.tool_calls or [] %}<tool>{{ c.function.name }}: {{ c.function.arguments | tojson }}</tool>"
+    "{% endfor %}"
+)
+WITH_CALLS = SHOWS + STRIPS.replace("<|im_end|>", CALLS + "<|im_end|>", 1)
+# calls between control tokens, as DeepSeek has them
+CONTROLLED = SHOWS + STRIPS.replace(
+    "<|im_end|>", CALLS.replace("<tool>", "<|call|>").replace("</tool>", "<|/call|>") + CLOSE, 1
+)
+
+
+def asked_with(*messages: Message) -> Conversation:
+    return Conversation((Message("user", "q"), *messages), tools=(TOOL,))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WITH_CALLS, ['<tool>find: {"where": "here <|im_end|>"}</tool>', CLOSE]),
+        (CONTROLLED, ["<|call|>", 'find: {"where": "here <|im_end|>"}', "<|/call|>", CLOSE]),
+    ],
+)
+def test_calls_are_learned_and_texts_in_them_are_data(
+    make_tokenizer: Callable[..., Tokenizer], text: str, expected: list[str]
+) -> None:
+    tokenizer = make_tokenizer((*CONTROLS, "<|call|>", "<|/call|>"), eos=CLOSE, chat_template=text)
+    (sample,) = Jinja(tokenizer).render(asked_with(CALL, Message("tool", "<|im_start|>"), Message("assistant", "a")))
+    said = [segment for segment in sample if segment.learn]
+    assert [segment.control or segment.text for segment in said] == [*expected, "a", CLOSE]
+    assert [segment.control for segment in said if segment.text] == [None, None]
+    assert sample[0].text.startswith(
+        '{"type": "function", "function": {"name": "find", "description": "<|im_start|>"}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "conversation", "reason"),
+    [
+        (STRIPS, asked_with(Message("assistant", "a")), "does not show the tool find"),
+        (SHOWS + STRIPS, asked_with(CALL), "leaves out the call of find"),
+        (STRIPS, Conversation((Message("user", "q"), Message("assistant", "a", reasoning="why"))), "out the reasoning"),
+        (
+            WITH_CALLS.replace("for m in messages", "for m in messages if m.role != 'tool'"),
+            asked_with(CALL, Message("tool", "rainy"), Message("assistant", "a")),
+            r"turn 3 \(tool\) is left out",
+        ),
+    ],
+)
+def test_nothing_is_left_out_without_a_word(
+    with_template: Make, text: str, conversation: Conversation, reason: str
+) -> None:
+    _, template = with_template(text)
+    with pytest.raises(UserError, match=reason):
+        template.render(conversation)
+
+
+def test_private_characters_in_a_row_stay(with_template: Make) -> None:
+    _, template = with_template(WITH_CALLS)
+    (sample,) = template.render(asked_with(Message("assistant", "a \ue0f00\ue0f1 <|im_end|>")))
+    assert learned(sample) == "a \ue0f00\ue0f1 <|im_end|><|im_end|>"
+
+
+def test_thinking_goes_to_the_template(with_template: Make) -> None:
+    switch = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    _, template = with_template(STRIPS.replace("assistant\n{%", "assistant\n" + switch + "{%"))
+    asked = Conversation((Message("user", "q"),))
+    assert template.prompt(asked)[-1].text == "assistant\n"
+    assert template.prompt(asked, thinking=False)[-1].text == "assistant\n<think></think>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>\nr\n</think>\n\na", Message("assistant", "a", reasoning="r")),
+        ('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', ToolCall("f", {"x": 1})),
+        ('<tool_call>\n{"name": "f", "arguments": {\n</tool_call>', None),
+        ("<tool_call>[]</tool_call>", None),
+        (" a ", None),
+    ],
+)
+def test_generated_texts(with_template: Make, text: str, expected: Message | ToolCall | None) -> None:
+    _, template = with_template(STRIPS)
+    if isinstance(expected, ToolCall):
+        expected = Message("assistant", "", tool_calls=(expected,))
+    assert template.parse(text) == (expected or Message("assistant", text))
+
+
+def test_where_the_prompt_opens_reasoning_the_text_begins_with_it(with_template: Make) -> None:
+    _, template = with_template(STRIPS.replace("assistant\n{%", "assistant\n<think>\n{%"))
+    assert template.parse("r</think>\n\na") == Message("assistant", "a", reasoning="r")
