@@ -84,6 +84,28 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A text to learn as it is, with the row it came from."""
+
+    text: str
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two conversations that are equal up to their last answers, of which the chosen one is the better."""
+
+    chosen: Conversation
+    rejected: Conversation
+    origin: Origin | None = None
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether both answers are the same."""
+        return self.chosen.messages == self.rejected.messages
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A piece of a rendered conversation: either text (control tokens switched off) or one control token by name."""
 

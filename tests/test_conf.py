@@ -12,15 +12,11 @@ from tiny_runs import ROOT
 from glm_lightning import config
 from glm_lightning.config import composing
 from glm_lightning.training.run import PROVIDED, with_autos_set
-from glm_lightning.types import UserError
 
 CONF = ROOT / "conf"
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml") if file.parent != CONF)
 GIVEN = {"model.path": "somewhere", "data.train": "somewhere.jsonl"}
 """What stands for values that only users know."""
-
-UNFINISHED = {"data/default"}
-"""Files that others begin with, and that lack something by themselves."""
 
 RUN_TIME = {"num_steps"}
 """Keyword arguments that a run gives to what it builds, beside those of PROVIDED."""
@@ -30,9 +26,6 @@ KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?P<rest>.*)$")
 
 def name_of(file):
     return file.with_suffix("").as_posix()
-
-
-WHOLE = [file for file in FILES if name_of(file) not in UNFINISHED]
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +54,12 @@ def targets(node, path):
         yield from targets(node[key], f"{path}.{key}")
 
 
-@pytest.mark.parametrize("file", WHOLE, ids=name_of)
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_composes_and_binds(hydra, file):
     config.check(with_autos_set(composed(file)), provided=PROVIDED)
 
 
-def test_data_without_a_format_is_told(hydra):
-    with pytest.raises(UserError, match=r"data\.format is missing") as caught:
-        config.check(with_autos_set(composed(CONF.joinpath("data/default.yaml").relative_to(CONF))), provided=PROVIDED)
-    assert len(caught.value.problems) == 1
-
-
-@pytest.mark.parametrize("file", WHOLE, ids=name_of)
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_says_all_that_its_target_takes(hydra, file):
     group = file.parts[0]
     for path, node in targets(composed(file)[group] if group in composed(file) else OmegaConf.create(), group):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from glm_lightning.config import composing
+from glm_lightning.config import composing, places
 from glm_lightning.config.overrides import problems_of
 from glm_lightning.config.quoting import quote
 from glm_lightning.types import UserError
@@ -31,14 +31,17 @@ def arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         UserError: unknown groups, options and keys, bad syntax, sweeps without ``-m``; all of them at once.
     """
-    places = _override_places(argv)
+    spots = _override_places(argv)
     multirun = _is_multirun(argv)
     quoted = list(argv)
-    for place in places:
-        quoted[place] = quote(argv[place], multirun=multirun)
-    if not any(argument.startswith(_OTHER_DEEDS + _OTHER_FOLDERS) for argument in argv):
-        _check([quoted[place] for place in places], multirun=multirun, config_name=_config_name(argv))
-    return quoted
+    for spot in spots:
+        quoted[spot] = quote(argv[spot], multirun=multirun)
+    if any(argument.startswith(_OTHER_DEEDS + _OTHER_FOLDERS) for argument in argv):
+        return quoted
+    overrides = [quoted[spot] for spot in spots]
+    own = _own_data(overrides)
+    _check([*overrides, *own], multirun=multirun, config_name=_config_name(argv))
+    return [*quoted, *own]
 
 
 def sources(argv: Sequence[str]) -> list[str]:
@@ -58,6 +61,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         UserError: as `arguments` does.
     """
     quoted = [quote(override, multirun=False) for override in overrides]
+    quoted += _own_data(quoted)
     _check(quoted, multirun=False, config_name=composing.CONFIG_NAME)
     with composing.opened():
         try:
@@ -69,6 +73,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 def _check(overrides: Sequence[str], *, multirun: bool, config_name: str) -> None:
     if problems := problems_of(overrides, multirun=multirun, config_name=config_name):
         raise UserError(problems)
+
+
+def _own_data(overrides: Sequence[str]) -> list[str]:
+    """What is added where rows are given but not how they are read: else the demo's settings would go with them."""
+    says = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    alone = "data.train" in says and not says & {"data", "resume"}
+    return ["data=auto"] if alone and (places.conf_dir() / "data/auto.yaml").is_file() else []
 
 
 def _override_places(argv: Sequence[str]) -> list[int]:

@@ -1,44 +1,41 @@
-"""The encoded rows of files on disk: written once, found again under everything they depend on."""
+"""The encoded and judged rows of files on disk: written once, found again under everything they depend on."""
 
 from __future__ import annotations
 
-import itertools
+import inspect
+import json
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from glm_lightning.data.encoding import Encoded, Encoder, digest
-from glm_lightning.data.formats import Format
-from glm_lightning.data.reading import Problems, read
-from glm_lightning.files import atomic_folder, fingerprint, lock, write_json
-from glm_lightning.files import digest as name_of
-from glm_lightning.types import Conversation, Origin, UserError
+from glm_lightning.data import encoding, judging, parallel, rows, truncation
+from glm_lightning.data.encoding import Encoder
+from glm_lightning.data.inputs import Inputs
+from glm_lightning.data.judging.kinds import FILE, OF_ROWS, kind_of
+from glm_lightning.data.progress import Bar
+from glm_lightning.data.reading import Problems
+from glm_lightning.data.rows import SCHEMA, Chunk, Done, Finding, RawRow, Work
+from glm_lightning.files import atomic_folder, digest, fingerprint, lock, read_json, write_json
+from glm_lightning.types import UserError
 
-_CHUNK = 1000
-_QUIET_SECONDS = 2.0
+_CHUNK_ROWS = 1000
+_CHUNK_BYTES = 1 << 22
+_LINES_KEPT = 1_000_000  # of refused ones in a row
+_SETTLED_SECONDS = 2.0
+_LONGEST_WAIT = 86_400.0  # seconds for another process to encode the same
+_LINE = re.compile(r":(\d+): ")
+
+_ALWAYS_BAD = {kind.name for kind in OF_ROWS}
 
 ARROW = "samples.arrow"
 COUNTS = "counts.json"
-
-SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int32())),
-        ("learned", pa.list_(pa.bool_())),
-        ("file", pa.int32()),  # number of the file among the sources
-        ("line", pa.int32()),  # 1-based line the row starts on
-        ("row", pa.int32()),  # number of the row among all sources; several rows may stand on one line
-        ("turns", pa.int32()),  # of the row's conversation, up to the last answer that is learned
-        ("digest", pa.binary(16)),  # names the conversation's content
-        ("truncated", pa.bool_()),
-    ]
-)
+FINDINGS = "findings.jsonl"
 
 
 def default_folder() -> Path:
@@ -46,106 +43,132 @@ def default_folder() -> Path:
     return Path(os.environ.get("GLM_LIGHTNING_CACHE", "~/.cache/glm_lightning")).expanduser()
 
 
-def build(files: Sequence[Path], *, format: Format, encoder: Encoder, folder: Path) -> tuple[Path, bool]:
+def build(
+    files: Sequence[Path], *, format: Inputs, encoder: Encoder, folder: Path, processes: int | None = None
+) -> tuple[Path, bool]:
     """The folder with the encoded rows of ``files``, made if it is not there, and whether it was there.
 
-    Of several processes that want the same, one makes it and the others wait.
+    Of several processes that want the same, one makes it and the others wait. ``processes`` encode at the same time,
+    None: as many as there are cores, if there is much to do; the result is the same to the byte.
 
     Raises:
-        UserError: everything that is wrong with the rows.
+        UserError: a file cannot be read to its end. What is wrong with single rows is among the findings.
     """
-    key = name_of([fingerprint(file) for file in files], format.fingerprint, encoder.fingerprints)
+    key = key_of(files, format=format, encoder=encoder, folder=folder)
     target = folder / key
     if (target / COUNTS).is_file():
         return target, True
-    with lock(folder / f"{key}.lock"):
+    with lock(folder / f"{key}.lock", timeout=_LONGEST_WAIT):
         if (target / COUNTS).is_file():
             return target, True
+        work = Work(files=tuple(files), format=format, encoder=encoder)
         with atomic_folder(target) as part:
-            _write(part, files, format, encoder)
+            _write(part, work, processes)
     return target, False
 
 
-def _write(folder: Path, files: Sequence[Path], format: Format, encoder: Encoder) -> None:
-    problems = Problems()
-    counts = {"rows": 0, "samples": 0, "tokens": 0, "supervised": 0, "truncated": 0}
-    with pa.OSFile(str(folder / ARROW), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for conversations in _chunks(_conversations(files, format, problems)):
-            if problems:  # the rest is only read, for its problems
-                continue
-            encoded = encoder.encode(conversations, problems)
-            rows = {id(conversation): row for row, conversation in enumerate(conversations, counts["rows"])}
-            writer.write_batch(_record_batch(encoded, files, rows))
-            counts["rows"] += len(conversations)
-            counts["samples"] += len(encoded)
-            counts["tokens"] += sum(len(each.input_ids) for each in encoded)
-            counts["supervised"] += sum(sum(each.learned[1:]) for each in encoded)
-            counts["truncated"] += sum(each.truncated for each in encoded)
-    if problems:
+def key_of(files: Sequence[Path], *, format: Inputs, encoder: Encoder, folder: Path) -> str:
+    """Names the encoding by everything it depends on: the bytes of the files, the format, tokenizer, template, code."""
+    contents = [remembered_fingerprint(file, folder=folder) for file in files]
+    return digest(contents, format.fingerprint, encoder.fingerprints, _version())
+
+
+def remembered_fingerprint(path: Path, *, folder: Path) -> str:
+    """SHA-256 of a file's bytes, read again only if size, times or inode have changed since the last time.
+
+    A file that was written within the last two seconds is not remembered, for it may change again within one tick of
+    the file system's clock.
+    """
+    stat = path.stat()
+    now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+    memory = folder / "fingerprints" / f"{digest(str(path.resolve()))}.json"
+    if memory.is_file():
+        kept = read_json(memory)
+        if kept["stat"] == now:
+            return str(kept["sha256"])
+    sha256 = fingerprint(path)
+    if time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_SECONDS:
+        write_json(memory, {"path": str(path), "stat": now, "sha256": sha256})
+    return sha256
+
+
+def _version() -> list[str]:
+    """Changes with the code that decides what is written here."""
+    modules = [
+        rows,
+        encoding,
+        truncation,
+        judging.base,
+        judging.similarity,
+        *(inspect.getmodule(type(rule)) for rule in judging.rules()),
+    ]
+    return [fingerprint(Path(inspect.getfile(module))) for module in modules if module]
+
+
+def _write(folder: Path, work: Work, processes: int | None) -> None:
+    counts = dict.fromkeys(("rows", "refused", "samples", "tokens", "supervised", "truncated"), 0)
+    size = sum(file.stat().st_size for file in work.files)
+    problems, broken = Problems(), False
+    with (
+        pa.OSFile(str(folder / ARROW), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+        (folder / FINDINGS).open("w", encoding="utf-8") as findings,
+        Bar("encoding", total=size) as bar,
+    ):
+        chosen = parallel.choose(processes, size=size)
+        for chunk, done in parallel.ordered(work, _chunks(work.files, work.format), processes=chosen):
+            batch = done.batch()
+            writer.write_batch(batch)
+            _count(counts, batch, chunk, done)
+            for finding in sorted([*chunk.findings, *done.findings], key=lambda each: (each.file, each.line)):
+                findings.write(json.dumps(finding) + "\n")
+                if finding.kind in _ALWAYS_BAD:
+                    problems.add(work.files[finding.file], f"{work.files[finding.file]}{finding.text}")
+                    broken = broken or finding.kind == FILE
+            bar.show(chunk.position)
+    if broken:
         raise UserError(problems.texts)
     write_json(folder / COUNTS, counts)
 
 
-def _conversations(files: Sequence[Path], format: Format, problems: Problems) -> Iterator[Conversation]:
-    sizes = [file.stat().st_size for file in files]
-    total = max(sum(sizes), 1)
-    with _ProgressBar() as bar:
-        for number, file in enumerate(files):
-            before, size = sum(sizes[:number]), sizes[number]
-            for row in read(file, problems):
-                bar.show((before + row.done * size) / total)
-                try:
-                    yield format.parse(row.value, Origin(file, row.line))
-                except UserError as error:
-                    problems.add(file, *error.problems)
+def _count(counts: dict[str, int], batch: Any, chunk: Chunk, done: Done) -> None:
+    with_samples = len(np.unique(batch.column("row").to_numpy()))
+    refused_lines = sum(finding.kind != FILE for finding in chunk.findings)
+    counts["rows"] += len(chunk.rows) + refused_lines
+    counts["refused"] += len(chunk.rows) - with_samples + refused_lines
+    counts["samples"] += batch.num_rows
+    counts["tokens"] += int(batch.column("length").to_numpy().sum())
+    counts["supervised"] += int(batch.column("supervised").to_numpy().sum())
+    counts["truncated"] += int(batch.column("truncated").to_numpy(zero_copy_only=False).sum())
 
 
-def _chunks(conversations: Iterator[Conversation]) -> Iterator[list[Conversation]]:
-    while chunk := list(itertools.islice(conversations, _CHUNK)):
+def _chunks(files: Sequence[Path], format: Inputs) -> Iterator[Chunk]:
+    """The rows of all files, a thousand or some megabytes at a time, with what the reader refuses between them."""
+    chunk, before = Chunk(first=0), 0
+    for number, file in enumerate(files):
+        problems, size = Problems(limit=_LINES_KEPT), file.stat().st_size
+        begun = before
+        for row in format.read(file, problems):
+            chunk.rows.append(RawRow(number, row.line, row.value))
+            chunk.findings += _refused(problems, number, file)
+            position = before + int(row.done * size)
+            if len(chunk.rows) >= _CHUNK_ROWS or position - begun >= _CHUNK_BYTES:
+                chunk.position = begun = position
+                yield chunk
+                chunk = Chunk(first=chunk.first + len(chunk.rows))
+        chunk.findings += _refused(problems, number, file)
+        before += size
+    chunk.position = before
+    if chunk.rows or chunk.findings:
         yield chunk
 
 
-def _record_batch(encoded: Sequence[Encoded], files: Sequence[Path], rows: Mapping[int, int]) -> Any:
-    origins = [each.conversation.origin for each in encoded]
-    numbers = {file: number for number, file in enumerate(files)}
-    return pa.record_batch(
-        [
-            pa.array([each.input_ids for each in encoded], SCHEMA.field("input_ids").type),
-            pa.array([each.learned for each in encoded], SCHEMA.field("learned").type),
-            pa.array([numbers[origin.path] for origin in origins if origin], pa.int32()),
-            pa.array([origin.line for origin in origins if origin], pa.int32()),
-            pa.array([rows[id(each.conversation)] for each in encoded], pa.int32()),
-            pa.array([each.turns for each in encoded], pa.int32()),
-            pa.array([digest(each.conversation) for each in encoded], pa.binary(16)),
-            pa.array([each.truncated for each in encoded], pa.bool_()),
-        ],
-        schema=SCHEMA,
-    )
-
-
-class _ProgressBar:
-    """A bar on stderr that appears once the work has taken a while."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def show(self, share: float) -> None:
-        """Move to ``share`` (0 to 1) of the work."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=share)
-        elif time.monotonic() - self._begun > _QUIET_SECONDS:
-            columns = TextColumn("encoding"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("encoding", total=1.0)
-            self._bar.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+def _refused(problems: Problems, number: int, file: Path) -> list[Finding]:
+    """What the reader has refused since the last time: lines, or the whole file where a problem names no line."""
+    found = []
+    for problem in problems.take():
+        text = problem.removeprefix(str(file))
+        line = _LINE.match(text)
+        kind = kind_of(problem, default="syntax" if line else FILE)
+        found.append(Finding(kind, number, int(line[1]) if line else 0, -1, text))
+    return found

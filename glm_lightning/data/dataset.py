@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -14,8 +15,10 @@ import pyarrow as pa
 
 from glm_lightning.data import cache
 from glm_lightning.data.encoding import Encoder, digest
-from glm_lightning.data.formats import Format
-from glm_lightning.data.reading import Problems, read
+from glm_lightning.data.gate import Gate
+from glm_lightning.data.inputs import Inputs
+from glm_lightning.data.reading import Problems
+from glm_lightning.data.rows import SCHEMA, Finding
 from glm_lightning.types import IGNORE, Conversation, Origin, Sample, UserError
 
 Int32s = npt.NDArray[np.int32]
@@ -26,7 +29,7 @@ Indices = npt.NDArray[np.int64]
 class Store:
     """The file of encoded samples, and the sources it was made from."""
 
-    def __init__(self, folder: Path, *, files: Sequence[Path], format: Format) -> None:
+    def __init__(self, folder: Path, *, files: Sequence[Path], format: Inputs) -> None:
         self.folder = folder
         self.files = list(files)
         self.format = format
@@ -44,7 +47,7 @@ class Store:
 
     def column(self, name: str) -> Any:
         """A column with one value a sample, as an Arrow array."""
-        return pa.chunked_array([batch.column(name) for batch in self._batches], cache.SCHEMA.field(name).type)
+        return pa.chunked_array([batch.column(name) for batch in self._batches], SCHEMA.field(name).type)
 
     def numbers(self, name: str) -> Int32s:
         """A column of integers. Shape (samples,)."""
@@ -63,13 +66,12 @@ class Store:
     @cached_property
     def lengths(self) -> Int32s:
         """Tokens of each sample. Shape (samples,)."""
-        parts = [batch.column("input_ids").value_lengths().to_numpy() for batch in self._batches]
-        return np.concatenate([*parts, np.empty(0, np.int32)]).astype(np.int32)
+        return self.numbers("length")
 
     @cached_property
     def num_supervised(self) -> Int32s:
         """Labels of each sample that the loss sees: all but the first position's. Shape (samples,)."""
-        return np.concatenate([*map(supervised, self._batches), np.empty(0, np.int32)]).astype(np.int32)
+        return self.numbers("supervised")
 
     @cached_property
     def rows(self) -> Int32s:
@@ -82,9 +84,32 @@ class Store:
         return np.stack([self.numbers("file"), self.numbers("line")], axis=1)
 
     @cached_property
-    def digests(self) -> list[bytes]:
-        """Names of the conversations' contents."""
-        return list(self.column("digest").to_pylist())
+    def truncated(self) -> npt.NDArray[np.bool_]:
+        """Which samples were shortened. Shape (samples,)."""
+        return np.asarray(self.column("truncated").to_numpy(), dtype=np.bool_)
+
+    @cached_property
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """Names of the conversations' contents. Shape (samples, 16)."""
+        return self._bytes("digest")
+
+    @property
+    def sketches(self) -> npt.NDArray[np.uint8]:
+        """What near copies are found by, see `similarity`. Shape (samples, 64)."""
+        return self._bytes("sketch")
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What was found to be wrong with rows, in their order."""
+        with (self.folder / cache.FINDINGS).open(encoding="utf-8") as stream:
+            return [Finding(*json.loads(line)) for line in stream]
+
+    def _bytes(self, name: str) -> npt.NDArray[np.uint8]:
+        width = SCHEMA.field(name).type.byte_width
+        parts = [
+            np.frombuffer(each.column(name).buffers()[1], np.uint8, each.num_rows * width) for each in self._batches
+        ]
+        return np.concatenate([*parts, np.empty(0, np.uint8)]).reshape(-1, width)
 
 
 @final
@@ -95,6 +120,8 @@ class Dataset:
         self._store = store
         self._indices = np.arange(len(store), dtype=np.int64) if indices is None else indices
         self._conversations: dict[int, Conversation] = {}
+        self.refused: list[Finding] = []
+        """What was wrong with the rows that were left out."""
         self.cached = cached
         """Whether the encoding was found on disk."""
 
@@ -114,7 +141,11 @@ class Dataset:
     @property
     def num_truncated(self) -> int:
         """How many samples were shortened to the maximum length."""
-        return int(self._store.column("truncated").to_numpy()[self._indices].sum())
+        return int(self._store.truncated[self._indices].sum())
+
+    def numbers(self, name: str) -> Int32s:
+        """A column of integers, see `rows.SCHEMA`. Shape (samples,)."""
+        return self._store.numbers(name)[self._indices]
 
     @property
     def num_rows(self) -> int:
@@ -141,6 +172,36 @@ class Dataset:
         ids, learned, truncated = self._store.sample(int(self._indices[index]))
         return Sample(ids.tolist(), np.where(learned, ids, IGNORE).tolist(), truncated)
 
+    @property
+    def indices(self) -> Indices:
+        """Numbers of the samples in the file that they share with others. Shape (samples,)."""
+        return self._indices
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found to be wrong with rows of this data set, in their order."""
+        rows = set(self.rows.tolist()) if self._store.findings else set()
+        return [finding for finding in self._store.findings if finding.row in rows]
+
+    def without(self, findings: Sequence[Finding]) -> Dataset:
+        """All but the rows of ``findings``, which are kept as the reason."""
+        part = self.subset(np.flatnonzero(~np.isin(self.rows, [finding.row for finding in findings])))
+        part.refused = [*self.refused, *findings]
+        return part
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The rows that were left out: file, line, kind of fault, reason, and the row where it could be read."""
+        return [
+            {
+                "file": str(self.files[each.file]),
+                "line": each.line,
+                "kind": each.kind,
+                "reason": each.text.removeprefix(f":{each.line}: "),
+                "row": each.value,
+            }
+            for each in self.refused
+        ]
+
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Dataset:
         """The samples at ``indices``, in that order."""
         chosen = self._indices[np.asarray(indices, dtype=np.int64)]
@@ -148,7 +209,25 @@ class Dataset:
 
     def digest(self, index: int) -> bytes:
         """16 bytes that name the content of the sample's conversation."""
-        return self._store.digests[int(self._indices[index])]
+        return bytes(self._store.digests[self._indices[index]])
+
+    @property
+    def contents(self) -> npt.NDArray[np.uint64]:
+        """A word for each sample, equal for equal contents: half of the digest, so of five million different contents
+        two are taken for the same with a chance of one in a million. Shape (samples,).
+        """
+        words = np.ascontiguousarray(self._store.digests[:, :8]).view(np.uint64)
+        return np.asarray(words[self._indices, 0], dtype=np.uint64)
+
+    @property
+    def sketches(self) -> npt.NDArray[np.uint8]:
+        """What near copies are found by, see `similarity`. Shape (samples, 64)."""
+        return self._store.sketches[self._indices]
+
+    @property
+    def file_numbers(self) -> Int32s:
+        """The number of each sample's file among `files`. Shape (samples,)."""
+        return np.asarray(self._store.places[self._indices, 0], dtype=np.int32)
 
     def origin(self, index: int) -> Origin:
         """File and line of the row."""
@@ -175,34 +254,25 @@ class Dataset:
         for index in range(len(self)):
             if (origin := self.origin(index)).path == path:
                 wanted.setdefault(origin.line, []).append(index)
-        for row in read(path, Problems()):
+        for row in self._store.format.read(path, Problems()):
             for index in wanted.get(row.line, ()):
                 parsed = self._store.format.parse(row.value, Origin(path, row.line))
                 if digest(parsed) == self.digest(index):
                     kept = parsed.messages[: turns[self._indices[index]]]
-                    self._conversations[index] = Conversation(kept, parsed.origin)
+                    self._conversations[index] = replace(parsed, messages=kept)
 
 
-def load(files: Sequence[Path], *, format: Format, encoder: Encoder, folder: Path) -> Dataset:
-    """The encoded samples of ``files``, from the cache in ``folder`` where they are known.
+def load(files: Sequence[Path], *, format: Inputs, encoder: Encoder, folder: Path, gate: Gate) -> Dataset:
+    """The encoded samples of ``files``, from the cache in ``folder`` where they are known; without the bad rows.
 
     Raises:
-        UserError: everything that is wrong with the rows.
+        UserError: everything that is wrong with the rows, as ``gate`` has it.
     """
     target, cached = cache.build(files, format=format, encoder=encoder, folder=folder)
-    return Dataset(Store(target, files=files, format=format), cached=cached)
+    store = Store(target, files=files, format=format)
+    whole = Dataset(store, cached=cached)
+    return whole.without(gate.admit(store.findings, files=files, num_rows=store.counts["rows"]))
 
 
-def _reopen(folder: Path, files: list[Path], format: Format) -> Store:
+def _reopen(folder: Path, files: list[Path], format: Inputs) -> Store:
     return Store(folder, files=files, format=format)
-
-
-def supervised(batch: Any) -> Int32s:
-    """Labels of each row of a record batch that the loss sees, from the column ``learned``. Shape (rows,)."""
-    column = batch.column("learned")
-    offsets = column.offsets.to_numpy()
-    learned = column.values.to_numpy(zero_copy_only=False)
-    before = np.concatenate([[0], np.cumsum(learned)])
-    starts, ends = offsets[:-1], offsets[1:]
-    first = learned[np.minimum(starts, max(len(learned) - 1, 0))] & (ends > starts)
-    return np.asarray(before[ends] - before[starts] - first, dtype=np.int32)

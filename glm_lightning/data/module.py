@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -13,21 +14,29 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from glm_lightning.data.dataset import Dataset
-from glm_lightning.data.formats import Format
+from glm_lightning.data.formats import RowKind
+from glm_lightning.data.gate import Gate, OnBadRow
+from glm_lightning.data.inputs import AUTO
+from glm_lightning.data.judging import Severity
 from glm_lightning.data.plan import MicroBatch, Plan, evaluation_batches, padded_lengths
-from glm_lightning.data.sources import Splits, find_files, load_splits
+from glm_lightning.data.sources import Splits, find, load_splits
+from glm_lightning.files import write_text
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import IGNORE, Batch, UserError
 
+Given = str | dict[str, Any] | list[str | dict[str, Any]]
+"""Sources of rows, as yaml has them."""
+
 
 @final
 class DataModule(pl.LightningDataModule):
-    """Train, validation and test rows of one format.
+    """Train, validation and test rows.
 
     Args:
-        train: file, folder or glob, or several of them.
-        format: how a row is read.
+        train: file, folder, glob or hub's name, or several of them; each may be a mapping, see `sources_of`.
+        format: how a row is read, unless a source says otherwise: by name, or ``auto`` to recognise it.
+        encoding: of texts without a byte order mark; None is UTF-8.
         val: the same, or how many rows (a count, or a share below 1) of ``train`` are set aside.
         test: the same as ``val``.
         split: ``seeded`` sets aside by content and seed, ``last`` the last rows.
@@ -37,6 +46,10 @@ class DataModule(pl.LightningDataModule):
         max_tokens: padded positions of a micro-batch.
         pad_to_multiple: positions are rounded up to a multiple of this.
         group_steps: steps whose rows are sorted by length together; 1 mixes lengths at random.
+        packing: several samples share a row of up to ``max_length`` positions, each as if it were alone.
+        on_bad_row: ``error`` reports all bad rows and stops, ``quarantine`` writes them into the run folder instead.
+        max_bad_share: largest share of rows that may be in quarantine.
+        severity: kinds of fault that are to be an ``error``, a ``notice`` or ``off``; the rest as they come.
         cache_dir: folder of encoded data.
         num_workers: processes that read ahead; 0 reads in the training process.
     """
@@ -44,10 +57,11 @@ class DataModule(pl.LightningDataModule):
     def __init__(
         self,
         *,
-        train: str | list[str],
-        format: Format,
-        val: str | list[str] | int | float | None = None,
-        test: str | list[str] | int | float | None = None,
+        train: Given,
+        format: str | RowKind[Any] = AUTO,
+        encoding: str | None = None,
+        val: Given | int | float | None = None,
+        test: Given | int | float | None = None,
         split: Literal["seeded", "last"] = "seeded",
         seed: int = 0,
         max_length: int = 1024,
@@ -55,6 +69,10 @@ class DataModule(pl.LightningDataModule):
         max_tokens: int = 4096,
         pad_to_multiple: int = 64,
         group_steps: int = 1,
+        packing: bool = False,
+        on_bad_row: OnBadRow = "error",
+        max_bad_share: float = 0.01,
+        severity: dict[str, Severity] | None = None,
         cache_dir: str | None = None,
         num_workers: int = 0,
     ) -> None:
@@ -68,30 +86,39 @@ class DataModule(pl.LightningDataModule):
         problems = [f"data.{key} is {value}: must be 1 or more" for key, value in numbers.items() if value < 1]
         if num_workers < 0:
             problems.append(f"data.num_workers is {num_workers}: must be 0 or more")
+        gate = Gate(on_bad_row=on_bad_row, max_bad_share=max_bad_share, severity=severity)
+        problems += gate.check()
         if max_tokens < max_length:
             problems.append(
                 f"data.max_tokens is {max_tokens}: must hold at least one sample of data.max_length={max_length}"
             )
         if problems:
             raise UserError(problems)
-        self._source: dict[str, Any] = {"train": train, "val": val, "test": test, "format": format, "split": split}
+        self._parts: dict[str, Any] = {"train": train, "val": val, "test": test}
+        self._reading: dict[str, Any] = {"format": format, "encoding": encoding}
+        self._split = split
+        self._gate = gate
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self.max_length = max_length
         self.batch_size, self.max_tokens, self.pad_to_multiple = batch_size, max_tokens, pad_to_multiple
         self.group_steps, self.seed, self.num_workers = group_steps, seed, num_workers
+        self.packing = packing
 
     def check(self) -> None:
         """Raise `UserError` for files that are not there; nothing is read."""
-        find_files({part: self._source[part] for part in ("train", "val", "test")})
+        find(self._parts, **self._reading)
 
     def load(self, tokenizer: Tokenizer, template: Template) -> Splits:
         """Read, judge and encode all rows (or find them encoded); done before any model is loaded."""
         try:
             self.splits = load_splits(
-                **self._source,
+                **self._parts,
+                **self._reading,
+                split=self._split,
                 seed=self.seed,
                 max_length=self.max_length,
                 cache_dir=self._cache_dir,
+                gate=self._gate,
                 tokenizer=tokenizer,
                 template=template,
             )
@@ -110,6 +137,7 @@ class DataModule(pl.LightningDataModule):
             pad_to_multiple=self.pad_to_multiple,
             seed=self.seed,
             group_steps=self.group_steps,
+            packed=self.max_length if self.packing else None,
             world_size=world_size,
             accumulate=1 if accumulate == "auto" else accumulate,
         )
@@ -129,9 +157,22 @@ class DataModule(pl.LightningDataModule):
                 "tokens": int(part.lengths.sum()),
                 "supervised_tokens": int(part.num_supervised.sum()),
                 "truncated": part.num_truncated,
+                "quarantined": len(part.refused),
+                "sources": [asdict(share) for share in self.splits.shares.get(name, [])],
+                "faults": [asdict(count) for count in self.splits.counts if count.part == name],
             }
             for name, part in self.splits.parts.items()
         }
+
+    def faults(self) -> list[dict[str, Any]]:
+        """What was found to be wrong with rows: kind, severity, part, count, example of each."""
+        return [asdict(count) for count in self.splits.counts]
+
+    def write_quarantine(self, path: Path) -> None:
+        """Write the rows that were left out, with the reasons, as JSON lines; nothing if there are none."""
+        lines = [json.dumps(each) for part in self.splits.parts.values() for each in part.quarantine()]
+        if lines:
+            write_text(path, "\n".join(lines) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the order of rows; part of every checkpoint."""
@@ -141,6 +182,7 @@ class DataModule(pl.LightningDataModule):
             "seed": self.seed,
             "group_steps": self.group_steps,
             "rows": len(self.splits.train),
+            "mixture": [share.rows for share in self.splits.shares["train"]],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -168,7 +210,7 @@ class DataModule(pl.LightningDataModule):
         more, start = divmod(done, self.plan.num_micro_batches)
         epoch = progress.epoch_progress.current.processed + more
         sampler = _Epochs(self.plan, rank=self.trainer.global_rank, epoch=epoch, start=start)
-        return self._loader(self.splits.train, sampler)
+        return self._loader(self.splits.train, sampler, packed=self.packing)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """All validation rows once, spread over the ranks; an empty list where there are none."""
@@ -184,9 +226,11 @@ class DataModule(pl.LightningDataModule):
         mine = [MicroBatch(rows, 1) for rows in batches[self.trainer.global_rank :: self.trainer.world_size]]
         return self._loader(self.splits.val, mine)
 
-    def _loader(self, dataset: Dataset, sampler: Sampler[MicroBatch] | Sequence[MicroBatch]) -> DataLoader[Batch]:
+    def _loader(
+        self, dataset: Dataset, sampler: Sampler[MicroBatch] | Sequence[MicroBatch], *, packed: bool = False
+    ) -> DataLoader[Batch]:
         return DataLoader(
-            _MicroBatches(dataset, pad_id=self._pad_id, pad_to_multiple=self.pad_to_multiple),
+            _MicroBatches(dataset, pad_id=self._pad_id, pad_to_multiple=self.pad_to_multiple, packed=packed),
             sampler=sampler,
             batch_size=None,
             collate_fn=_as_it_is,
@@ -219,23 +263,37 @@ class _Epochs(Sampler[MicroBatch]):
 
 
 class _MicroBatches(TorchDataset[Batch]):
-    """Samples by the micro-batch, padded on the right."""
+    """Samples by the micro-batch, one or several a row, padded on the right."""
 
-    def __init__(self, dataset: Dataset, *, pad_id: int, pad_to_multiple: int) -> None:
-        self._dataset, self._pad_id, self._multiple = dataset, pad_id, pad_to_multiple
+    def __init__(self, dataset: Dataset, *, pad_id: int, pad_to_multiple: int, packed: bool = False) -> None:
+        self._dataset, self._pad_id, self._multiple, self._is_packed = dataset, pad_id, pad_to_multiple, packed
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         if not micro_batch.rows:
             return self._filler(micro_batch)
-        samples = [self._dataset.sample(row) for row in micro_batch.rows]
-        lengths = torch.tensor([len(sample.input_ids) for sample in samples])
+        rows = [[self._dataset.sample(sample) for sample in row] for row in micro_batch.rows]
+        lengths = torch.tensor([sum(len(sample.input_ids) for sample in row) for row in rows])
         width = int(padded_lengths(lengths.numpy(), self._multiple).max())
-        input_ids = torch.full((len(samples), width), self._pad_id)
-        labels = torch.full((len(samples), width), IGNORE)
-        for row, sample in enumerate(samples):
-            input_ids[row, : lengths[row]] = torch.tensor(sample.input_ids)
-            labels[row, : lengths[row]] = torch.tensor(sample.labels)
-        return Batch.of(input_ids, labels, lengths, step_tokens=micro_batch.step_tokens, rows=micro_batch.rows)
+        input_ids = torch.full((len(rows), width), self._pad_id)
+        labels = torch.full((len(rows), width), IGNORE)
+        position_ids = torch.arange(width).repeat(len(rows), 1)
+        for number, row in enumerate(rows):
+            start = 0
+            for sample in row:
+                stop = start + len(sample.input_ids)
+                input_ids[number, start:stop] = torch.tensor(sample.input_ids)
+                # What begins a sample is not predicted: before it stands another one.
+                labels[number, start + 1 : stop] = torch.tensor(sample.labels[1:])
+                position_ids[number, start:] = torch.arange(width - start)
+                start = stop
+        return Batch.of(
+            input_ids,
+            labels,
+            lengths,
+            step_tokens=micro_batch.step_tokens,
+            rows=[sample for row in micro_batch.rows for sample in row],
+            position_ids=position_ids if self._is_packed else None,
+        )
 
     def _filler(self, micro_batch: MicroBatch) -> Batch:
         """One row of padding with nothing to learn: its loss and its gradients are zero."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from glm_lightning.data import cache, splitting
+from glm_lightning.data import cache, comparison, report, splitting
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.dataset import load as load_dataset
 from glm_lightning.data.encoding import Encoder
-from glm_lightning.data.formats import Format
-from glm_lightning.data.reading import expand
+from glm_lightning.data.formats import RowKind
+from glm_lightning.data.gate import Gate, in_words
+from glm_lightning.data.inputs import AUTO, Inputs, Source, sources_of
+from glm_lightning.data.mixing import Share, mix
+from glm_lightning.data.report import Count
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import UserError
@@ -22,21 +25,31 @@ from glm_lightning.types import UserError
 S = TypeVar("S")
 T = TypeVar("T")
 
-Source = str | Path | Sequence[str | Path]
-"""A file, a folder, a glob, or several of these."""
+Entry = str | Path | Mapping[str, Any]
+"""A file, a folder, a glob or a hub's name, or one of these under ``path`` with more to it; see `sources_of`."""
 
-Part = Source | int | float | None
+Part = Entry | Sequence[Entry] | int | float | None
 """Rows of their own, a count or a share of the training rows, or none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The data of a run; ``notices`` are what a user should know about it, a sentence each."""
+    """The data of a run.
+
+    ``notices`` are what a user should know about it, a sentence each, ``counts`` its faults, ``shares`` what each
+    source gives to an epoch, by part.
+    """
 
     train: Dataset
     val: Dataset | None
     test: Dataset | None
     notices: list[str]
+    counts: list[Count]
+    shares: dict[str, list[Share]]
+
+    def fault_table(self) -> str:
+        """The faults as a Markdown table."""
+        return report.table(self.counts)
 
     @property
     def parts(self) -> dict[str, Dataset]:
@@ -47,28 +60,32 @@ class Splits:
 
 def load_splits(
     *,
-    train: Source,
+    train: Entry | Sequence[Entry],
     val: Part,
     test: Part,
-    format: Format,
+    format: str | RowKind[Any] = AUTO,
+    encoding: str | None = None,
     split: splitting.Rule,
     seed: int,
     max_length: int,
     cache_dir: str | Path | None,
+    gate: Gate,
     tokenizer: Tokenizer,
     template: Template,
 ) -> Splits:
     """Read, check, encode and split; no model is needed.
 
     Args:
-        train: files of the training rows.
-        val: files of the validation rows, or how many (int) or what share (float) of the training rows to take.
+        train: sources of the training rows.
+        val: sources of the validation rows, or how many (int) or what share (float) of the training rows to take.
         test: the same for the test rows.
-        format: reads a row.
+        format: how a row is read, unless a source says otherwise; ``auto`` recognises it.
+        encoding: of texts without a byte order mark, unless a source says otherwise; None is UTF-8.
         split: rule by which rows are taken from the training rows, see `splitting`.
         seed: of the rule ``seeded``.
         max_length: tokens a sample may have; longer ones are shortened.
         cache_dir: folder of encoded data; None for the default.
+        gate: what happens to bad rows.
         tokenizer: see `Encoder`.
         template: see `Encoder`.
 
@@ -77,35 +94,82 @@ def load_splits(
     """
     encoder = Encoder(tokenizer=tokenizer, template=template, max_length=max_length)
     folder = Path(cache_dir).expanduser() if cache_dir else cache.default_folder()
-    files = find_files({"train": train, "val": val, "test": test})
-    loaded = _all(files, lambda _, paths: load_dataset(paths, format=format, encoder=encoder, folder=folder))
+    inputs = _inputs(find({"train": train, "val": val, "test": test}, format=format, encoding=encoding))
+    loaded = _all(
+        inputs, lambda _, given: load_dataset(given.paths, format=given, encoder=encoder, folder=folder, gate=gate)
+    )
     sizes = {name: size for name, size in (("val", val), ("test", test)) if isinstance(size, int | float)}
     parts, dropped = _split(loaded["train"], sizes, split=split, seed=seed)
-    splits = Splits(
-        parts["train"], loaded.get("val", parts.get("val")), loaded.get("test", parts.get("test")), notices=[]
-    )
+    parts["train"].refused = loaded["train"].refused
+    parts |= {name: part for name, part in loaded.items() if name != "train"}
+    parts, shared = _judged({name: parts[name] for name in ("train", "val", "test") if name in parts}, gate, folder)
+    counts = report.counts(parts, shared, gate=gate)
+    mixed = {name: mix(parts[name], given, seed=seed) for name, given in inputs.items()}
+    for name, (part, _) in mixed.items():
+        part.refused = parts[name].refused
+    parts |= {name: part for name, (part, _) in mixed.items()}
+    shares = {name: each for name, (_, each) in mixed.items()}
+    splits = Splits(parts["train"], parts.get("val"), parts.get("test"), notices=[], counts=counts, shares=shares)
     _check_supervised(splits)
-    splits.notices.extend(_notices(splits, dropped=dropped, max_length=max_length))
+    splits.notices.extend([*_sources(inputs, shares), *_notices(splits, dropped=dropped, max_length=max_length)])
     return splits
 
 
-def find_files(sources: Mapping[str, Part]) -> dict[str, list[Path]]:
-    """The files of each part that has files of its own.
+def _judged(parts: dict[str, Dataset], gate: Gate, folder: Path) -> tuple[dict[str, Dataset], list[comparison.Shared]]:
+    """The parts without rows that must not say what others say, and what the rest shares.
+
+    Raises:
+        UserError: there are such rows, as ``gate`` has it.
+    """
+    shared = comparison.compare(parts, folder=folder)
+    found = comparison.surplus(parts, shared, gate=gate)
+    refused = _all(
+        found, lambda name, faults: gate.admit(faults, files=parts[name].files, num_rows=parts[name].num_rows)
+    )
+    if not any(refused.values()):
+        return parts, shared
+    parts = {name: part.without(refused.get(name, [])) for name, part in parts.items()}
+    return parts, comparison.compare(parts, folder=folder)
+
+
+def find(
+    parts: Mapping[str, Part], *, format: str | RowKind[Any] = AUTO, encoding: str | None = None
+) -> dict[str, list[Source]]:
+    """The sources of each part that has rows of its own. Nothing is read or downloaded.
 
     Raises:
         UserError: everything that is not there, or is in two parts.
     """
-    given = {name: s for name, s in sources.items() if s is not None and not isinstance(s, int | float)}
-    files = _all(given, lambda name, source: expand(source, key=f"data.{name}"))
+    given = {name: part for name, part in parts.items() if part is not None and not isinstance(part, int | float)}
+    sources = _all(given, lambda name, part: sources_of(part, key=f"data.{name}", format=format, encoding=encoding))
+    found = _all(sources, lambda _, every: [path for source in every for path in source.found()])
     seen: dict[Path, str] = {}
     problems = []
-    for name, paths in files.items():
+    for name, paths in found.items():
         for path in paths:
             if (other := seen.setdefault(path.resolve(), name)) != name:
                 problems.append(f"data.{name}: {path} is also in data.{other}; give each part files of its own")
     if problems:
         raise UserError(problems)
-    return files
+    return sources
+
+
+def _inputs(sources: dict[str, list[Source]]) -> dict[str, Inputs]:
+    inputs = _all(sources, lambda _, every: Inputs.of(every))
+    _all(inputs, lambda _, given: given.check_kind())
+    return inputs
+
+
+def _sources(inputs: Mapping[str, Inputs], shares: Mapping[str, Sequence[Share]]) -> list[str]:
+    """How rows were recognised, and what each of several sources gives."""
+    notices = []
+    for name, given in inputs.items():
+        if found := given.recognised():
+            what = ", ".join(f"{count} files as {format}" if count > 1 else format for format, count in found.items())
+            notices.append(f"{name}: read as {what}, recognised from the first rows; set data.format to fix it")
+        if len(shares[name]) > 1 or any(share.rows != share.available for share in shares[name]):
+            notices.append(f"{name}: an epoch is {'; '.join(map(str, shares[name]))}")
+    return notices
 
 
 def _all(values: dict[str, S], function: Callable[[str, S], T]) -> dict[str, T]:
@@ -130,9 +194,8 @@ def _split(
     counts = _all(sizes, lambda name, size: splitting.number_of_rows(size, key=f"data.{name}", num_rows=len(rows)))
     if sum(counts.values()) >= max(len(rows), 1):
         raise UserError(f"data.val and data.test take all {len(rows)} training rows; leave some for training")
-    digests = [whole.digest(int(i)) for i in first]
-    wanted = list(counts.values())
-    groups = splitting.last(digests, wanted) if split == "last" else splitting.seeded(digests, wanted, seed=seed)
+    contents, wanted = whole.contents[first], list(counts.values())
+    groups = splitting.last(contents, wanted) if split == "last" else splitting.seeded(contents, wanted, seed=seed)
     parts = {
         name: whole.subset(np.flatnonzero(np.isin(whole.rows, rows[group])))
         for name, group in zip(("train", *counts), groups, strict=True)
@@ -157,24 +220,9 @@ def _notices(splits: Splits, *, dropped: int, max_length: int) -> list[str]:
         notices.append("no validation rows: overfitting is not seen, and the last checkpoint counts as the best")
     if dropped:
         notices.append(f"train: {dropped:,} rows dropped, whose content is also among the last rows taken from them")
-    contents = {name: _contents(part) for name, part in splits.parts.items()}
     for name, part in splits.parts.items():
         if part.num_truncated:
             notices.append(f"{name}: {part.num_truncated:,} of {len(part):,} samples shortened to {max_length} tokens")
-        if copies := part.num_rows - len(contents[name]):
-            notices.append(f"{name}: {copies:,} of {part.num_rows:,} rows are exact copies of another")
-        shared = sorted(index for content, index in contents[name].items() if content in contents["train"])
-        if shared and name != "train":
-            notices.append(
-                f"{name}: {len(shared):,} of {len(contents[name]):,} contents stand in train too, first "
-                f"{part.origin(shared[0])}: scores on them say nothing about new questions"
-            )
-    return notices
-
-
-def _contents(part: Dataset) -> dict[bytes, int]:
-    """Each content with the first sample of it."""
-    contents: dict[bytes, int] = {}
-    for index in range(len(part)):
-        contents.setdefault(part.digest(index), index)
-    return contents
+        if part.refused:
+            notices.append(f"{name}: {in_words(part.refused)} left out: see quarantine.jsonl in the run's folder")
+    return notices + [str(count) for count in splits.counts if count.severity == "notice"]

@@ -13,6 +13,7 @@ from glm_lightning.types import UserError
 
 Rule = Literal["seeded", "last"]
 Indices = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 
 def number_of_rows(size: int | float, *, key: str, num_rows: int) -> int:
@@ -31,46 +32,49 @@ def number_of_rows(size: int | float, *, key: str, num_rows: int) -> int:
     return count
 
 
-def seeded(digests: Sequence[bytes], counts: Sequence[int], *, seed: int) -> list[Indices]:
+def seeded(contents: Words, counts: Sequence[int], *, seed: int) -> list[Indices]:
     """Indices of the rest, and of one group for each of ``counts``, in the order of the rows.
 
     Contents are ranked by a hash of ``seed`` and the content alone, so neither the order of the rows nor other rows
     change a rank. All copies of a content go to the same side; a content with more copies than are still wanted is
     passed over.
+
+    Args:
+        contents: (rows,) a word for each row, equal where the rows say the same.
+        counts: rows of each group.
+        seed: of the ranks.
     """
-    copies: dict[bytes, list[int]] = {}
-    for row, content in enumerate(digests):
-        copies.setdefault(content, []).append(row)
-    ranked = sorted(copies, key=lambda content: _rank(content, seed))
-    groups = []
-    for count in counts:
-        group: list[int] = []
-        for content in ranked:
-            if len(group) + len(copies[content]) <= count:
-                group += copies[content]
-        taken = {digests[row] for row in group}
-        ranked = [content for content in ranked if content not in taken]
-        groups.append(_sorted(group))
-    return [_sorted([row for content in ranked for row in copies[content]]), *groups]
+    distinct, inverse, copies = np.unique(contents, return_inverse=True, return_counts=True)
+    ranked = np.argsort(_ranks(distinct, seed), kind="stable")
+    side = np.zeros(len(distinct), np.int64)
+    for number, count in enumerate(counts, start=1):
+        left = count
+        for content in ranked[side[ranked] == 0].tolist():
+            if left == 0:
+                break
+            if copies[content] <= left:
+                side[content] = number
+                left -= int(copies[content])
+    return [np.flatnonzero(side[inverse] == number) for number in range(len(counts) + 1)]
 
 
-def last(digests: Sequence[bytes], counts: Sequence[int]) -> list[Indices]:
+def last(contents: Words, counts: Sequence[int]) -> list[Indices]:
     """Indices of the rest, and of one group for each of ``counts``: the last rows for the last group, and so on back.
 
     Of the rest, rows with the content of a row in a group are left out.
     """
-    groups, end = [], len(digests)
+    groups, end = [], len(contents)
     for count in reversed(counts):
         groups.append(np.arange(end - count, end, dtype=np.int64))
         end -= count
-    taken = set(digests[end:])
-    rest = [row for row, content in enumerate(digests[:end]) if content not in taken]
-    return [_sorted(rest), *reversed(groups)]
+    rest = np.flatnonzero(~np.isin(contents[:end], contents[end:]))
+    return [rest, *reversed(groups)]
 
 
-def _rank(content: bytes, seed: int) -> bytes:
-    return hashlib.blake2b(content, digest_size=16, key=str(seed).encode()).digest()
-
-
-def _sorted(rows: Sequence[int]) -> Indices:
-    return np.asarray(sorted(rows), dtype=np.int64)
+def _ranks(contents: Words, seed: int) -> Words:
+    """Words that look random and depend on the seed (SplitMix64: Steele, Lea and Flood, 2014)."""
+    key = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "little")
+    mixed = contents ^ np.uint64(key)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from glm_lightning.data.formats.alpaca import Alpaca
 from glm_lightning.data.formats.base import Format
 from glm_lightning.data.formats.messages import Messages
 from glm_lightning.data.formats.prompt_response import PromptResponse
+from glm_lightning.data.formats.rounds import Rounds
 from glm_lightning.data.formats.sharegpt import ShareGPT
 from glm_lightning.types import Message, Origin, UserError
 
@@ -24,6 +26,11 @@ def said(speaker: str, value: Any) -> dict[str, Any]:
     return {"from": speaker, "value": value}
 
 
+def part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+PARAGRAPH = Rounds(rounds="paragraph", question="q", answer="a", question_optional=True)
 Q, A = turn("user", "q"), turn("assistant", "a")
 PLAIN = (Message("user", "q"), Message("assistant", "a"))
 
@@ -60,6 +67,22 @@ PLAIN = (Message("user", "q"), Message("assistant", "a"))
         (ShareGPT(), {"conversations": [said("user", "q"), said("assistant", "a")], "system": "s"},
          (Message("system", "s"), *PLAIN)),
         (ShareGPT(role="role", content="content"), {"conversations": [Q, A]}, PLAIN),
+        (ShareGPT(), {"conversations": [said("user", "q"), said("assistant", ["a", "", " b"])]},
+         (PLAIN[0], Message("assistant", "a\n\n b"))),
+        (Rounds(), {"system": "s", "conversation": [{"human": "q", "assistant": "a"}] * 2},
+         (Message("system", "s"), *PLAIN, *PLAIN)),
+        (PARAGRAPH, {"id": 1, "paragraph": [{"q": "q", "a": ["a", "b"]}]}, (PLAIN[0], Message("assistant", "a\nb"))),
+        (PARAGRAPH, {"paragraph": [{"a": "a"}, {"q": "", "a": "a"}]}, (Message("user", ""), PLAIN[1]) * 2),
+        (Messages(), {"messages": [turn("user", [part("q"), part("!")]), A]}, (Message("user", "q!"), PLAIN[1])),
+        (Messages(), {"messages": [turn("developer", "s"), Q, A]}, (Message("system", "s"), *PLAIN)),
+        (Messages(), {"messages": [Q, turn("assistant", "b", weight=0), Q, turn("assistant", "a", weight=1.0)]},
+         (PLAIN[0], Message("assistant", "b", False), PLAIN[0], Message("assistant", "a", True))),
+        (Messages(), {"messages": [Q, turn("assistant", "a", reasoning_content="r")]},
+         (PLAIN[0], Message("assistant", "a", reasoning="r"))),
+        (Messages(), {"messages": json.dumps([Q, A])}, PLAIN),
+        (Alpaca(), {"instruction": "q", "output": "a", "history": '[["q0", "a0"]]'},
+         (Message("user", "q0"), Message("assistant", "a0", True), *PLAIN)),
+        (Alpaca(), {"instruction": "q", "output": "a", "history": ""}, PLAIN),
     ],
 )  # fmt: skip
 def test_rows_are_read(format: Format, row: dict[str, Any], expected: tuple[Message, ...]) -> None:
@@ -79,7 +102,8 @@ def test_rows_are_read(format: Format, row: dict[str, Any], expected: tuple[Mess
         (Messages(), {"messages": [turn(["user"], "q"), A]}, ["['user'] is no role"]),
         (Messages(), {"messages": [Q, turn("assistant", None)]}, ["messages[1].content is null"]),
         (Messages(), {"messages": [Q, turn("assistant", " \n")]}, ["messages[1].content is empty"]),
-        (Messages(), {"messages": [Q, turn("assistant", ["a"])]}, ["messages[1].content must be text, not a list"]),
+        (Messages(), {"messages": [Q, turn("assistant", ["a"])]},
+         ['messages[1].content[0] must be {"type": "text"', "not a text"]),
         (Messages(), {"messages": [Q, turn("assistant", "\ud800")]}, ["surrogate"]),
         (Messages(), {"messages": [A, Q, A]}, ["turn 1 is of assistant", "system or user"]),
         (Messages(), {"messages": [turn("system", "s"), A]}, ["turn 2 is of assistant"]),
@@ -89,10 +113,8 @@ def test_rows_are_read(format: Format, row: dict[str, Any], expected: tuple[Mess
         (Messages(), {"messages": [turn("system", "s")]}, ["nothing to learn"]),
         (Messages(), {"messages": [Q, A, Q]}, ["last turn is of user"]),
         (Messages(), {"messages": [Q, turn("assistant", "a", loss=False)]}, ["no answer is to be learned"]),
-        (Messages(), {"messages": [Q, turn("assistant", "a", loss=1)]}, ["messages[1].loss must be true or false"]),
-        (Messages(), {"messages": [turn("user", "q", loss=True), A]}, ["messages[0].loss is true on a turn of user"]),
-        (Messages(), {"messages": [Q, A], "tools": [{}]}, ["tools: "]),
-        (Messages(), {"messages": [Q, turn("assistant", "a", tool_calls=[{}])]}, ["messages[1].tool_calls: "]),
+        (Messages(), {"messages": [Q, turn("assistant", "a", loss=0.5)]}, ["messages[1].loss must be true or false"]),
+        (Messages(), {"messages": [turn("user", "q", loss=True), A]}, ["messages[0].loss is True on a turn of user"]),
         (Messages(), {"conversations": [said("human", "q")]}, ["no messages", "conversations", "data=sharegpt"]),
         (Messages(), {"version": 1, "data": [{"messages": [Q, A]}]}, ["version, data", "if data holds the rows"]),
         (Alpaca(), {"instruction": None, "output": None}, ["instruction is null", "output is null"]),
@@ -104,7 +126,11 @@ def test_rows_are_read(format: Format, row: dict[str, Any], expected: tuple[Mess
         (PromptResponse(), {"prompt": None, "response": "a"}, ["prompt is null"]),
         (ShareGPT(), {"conversations": [said("alice", "q"), said("gpt", "a")]}, ["[0].from 'alice'", "human, gpt"]),
         (ShareGPT(), {"conversations": [{"human": "q"}]}, ["None is no role", "no conversations[0].value"]),
-        (ShareGPT(), {"conversations": [said("human", "q"), said("gpt", "a")], "tools": "[]"}, ["tools: "]),
+        (Rounds(), {"conversation": [{"human": "q"}]}, ["no conversation[0].assistant"]),
+        (Rounds(), {"conversation": [{"human": "", "assistant": "a"}]}, ["conversation[0].human is empty"]),
+        (Rounds(), {"conversation": [{"human": "q", "assistant": ["a", 1]}]}, ["assistant line must be text"]),
+        (Messages(), {"messages": "[{'role': 'user'}]"}, ["messages: not JSON", "character 3"]),
+        (PromptResponse(), {"prompt": "q", "response": "a", "history": "[[1"}, ["history: not JSON"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_origin_and_field(format: Format, row: dict[str, Any], expected: list[str]) -> None:

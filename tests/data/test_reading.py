@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm_lightning.data.reading import Problems, expand, read
-from glm_lightning.types import UserError
+from glm_lightning.data.reading import Problems, json_array, read
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -63,6 +62,37 @@ def test_arrays_come_back_with_the_line_each_element_starts_on(
         assert json.JSONDecoder().raw_decode(rest)[0] == value
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS, indent=st.sampled_from([None, 1]), block=st.integers(1, 9))
+def test_an_array_reads_the_same_in_blocks_of_any_size(
+    scratch: Path, rows: list[dict[str, object]], indent: int | None, block: int
+) -> None:
+    content = json.dumps(rows, ensure_ascii=False, indent=indent).encode()
+    whole = of_bytes(scratch, content)
+    faulty = of_bytes(scratch, content[:-3] + b"}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "_BLOCK", block)
+        patch.setattr(json_array, "_LONGEST_WORD", 16)
+        assert of_bytes(scratch, content) == whole
+        assert len(of_bytes(scratch, content[:-3] + b"}")[1]) == len(faulty[1]) == 1
+
+
+def test_an_element_that_a_block_cuts_is_not_two(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b'[1234567890,{"a":1}, true ,"word", 12.5e3]'
+    whole = of_bytes(scratch, content)
+    assert len(whole[1]) == 4
+    for block in range(1, 9):
+        monkeypatch.setattr(json_array, "_BLOCK", block)
+        assert of_bytes(scratch, content) == whole
+
+
+def test_a_fault_far_into_an_array_has_its_place(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_array, "_BLOCK", 8)
+    rows, problems = of_bytes(scratch, b'[{"a":1},\n {"b":2},\n  {"c": x}]')
+    assert [line for line, _ in rows] == [1, 2]
+    assert "x.jsonl:3:9 (character 29): not JSON: Expecting value" in problems[0]
+
+
 def test_line_separators_of_unicode_are_no_line_ends(scratch: Path) -> None:
     row = {"a": "x\u2028y\u2029z\u0085w"}
     found, _ = of_bytes(scratch, f"{json.dumps(row, ensure_ascii=False)}\n{{}}\n".encode())
@@ -80,12 +110,14 @@ def test_line_separators_of_unicode_are_no_line_ends(scratch: Path) -> None:
         (b'{"a":"raw \x01"}\n', ["x.jsonl:1: not JSON: Invalid control character"]),
         (b'{"a":1,"b":{"c":1,"c":2}}\n', ["x.jsonl:1: the key 'c' stands twice"]),
         (b'{"a":1}\n{"a":"\xe4 caf\xe9"}\n', ["x.jsonl:2: byte 7 of the line (0xe4) is not UTF-8"]),
-        ('{"a":1}\n{"a":"这是一条中文数据，编码不对。"}\n'.encode("gbk"), ["looks like GBK", "line 2", "iconv"]),
+        ('{"a":1}\n{"a":"这是一条中文数据，编码不对。"}\n'.encode("gbk"),
+         ["looks like GBK", "line 2", "data.encoding=gb18030", "iconv"]),
         (b"", ["no rows"]),
         (b" \n\n", ["no rows"]),
         (b"[]", ["no rows"]),
         (b"[ ]\n", ["no rows"]),
-        (b'{\n "a": 1\n}\n', ["x.jsonl:1: not JSON"]),
+        (b'{\n "a": 1\n}\n', ["x.jsonl:1: not JSON lines", "several lines"]),
+        (b"[\n1\n,2]", ["x.jsonl:2: a row must be an object", ":3: a row"]),
         (b"[" * 100_000, ["nested too deeply"]),
         (b'{"a":' * 100_000, ["nested too deeply"]),
         (b'{"a":' + b"9" * 5000 + b"}", ["x.jsonl:1: "]),
@@ -96,10 +128,11 @@ def test_line_separators_of_unicode_are_no_line_ends(scratch: Path) -> None:
         (b'[{"a":1},\n 2]', ["x.jsonl:2: a row must be an object, not a number: '2'"]),
         (b'[{"a":1}]\n[{"a":2}]', ["x.jsonl:2: more than one JSON value"]),
         (b'[{"a":1},\n{"a":"\xff"}]', ["x.jsonl:2: byte 7 of the line"]),
-        (gzip.compress(b'{"a":1}'), ["gzip-compressed"]),
-        (b"PAR1garbage", ["Parquet"]),
-        ('{"a":1}'.encode("utf-16"), ["UTF-16"]),
-        ('{"a":1}'.encode("utf-16-le"), ["not text"]),
+        (gzip.compress(b'{"a":1}' * 99)[:-9], ["gzip-compressed", "cut off or damaged"]),
+        (b"PAR1garbage", ["not Parquet"]),
+        ('{"a":1}'.encode("utf-16-le"), ["not text", "data.encoding=utf-16-le"]),
+        (b" <!DOCTYPE html><html></html>", ["HTML page"]),
+        (b"PK\x03\x04", ["zip archive"]),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["Git LFS pointer", "git lfs pull"]),
     ],
 )  # fmt: skip
@@ -141,21 +174,9 @@ def test_how_much_is_read_rises_to_one(scratch: Path) -> None:
         path = scratch / "done.jsonl"
         path.write_bytes(content)
         shares = [row.done for row in read(path, Problems())]
-        assert 0 < shares[0] < shares[1] <= 1
-
-
-def test_files_folders_globs_and_lists_are_expanded_once_each(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.json", "note.md", "sub/c.ndjson"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}", encoding="utf-8")
-    every = [tmp_path / "a.json", tmp_path / "b.jsonl", tmp_path / "sub/c.ndjson"]
-    assert expand(tmp_path, key="data.train") == every
-    assert expand(str(tmp_path / "*.json*"), key="data.train") == every[:2]
-    assert expand([tmp_path / "b.jsonl", tmp_path], key="data.train") == [every[1], every[0], every[2]]
-
-
-def test_everything_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        expand([tmp_path / "no.json", tmp_path / "*.jsonl"], key="data.train")
-    assert len(error.value.problems) == 2
-    assert all(problem.startswith("data.train") for problem in error.value.problems)
+        assert 0 < shares[0] <= shares[1] <= 1
+    path.write_bytes(b'{"a":1}\n' * 50_000)
+    shares = [row.done for row in read(path, Problems())]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5
+    assert shares[-1] == 1

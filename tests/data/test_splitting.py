@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,41 +10,45 @@ from hypothesis import strategies as st
 from glm_lightning.data import splitting
 from glm_lightning.types import UserError
 
-CONTENTS = st.lists(st.integers(0, 12).map(lambda i: bytes([i]) * 16), min_size=4, max_size=30)
+CONTENTS = st.lists(st.integers(0, 12).map(lambda i: i * 7919), min_size=4, max_size=30)
+
+
+def words(contents: Sequence[int]) -> splitting.Words:
+    return np.array(contents, np.uint64)
 
 
 @settings(max_examples=100, deadline=None)
 @given(digests=CONTENTS, counts=st.tuples(st.integers(0, 3), st.integers(0, 3)), seed=st.integers(), order=st.randoms())
 def test_seeded_sides_share_no_content_and_ignore_the_order(
-    digests: list[bytes], counts: tuple[int, int], seed: int, order: np.random.Generator
+    digests: list[int], counts: tuple[int, int], seed: int, order: np.random.Generator
 ) -> None:
-    groups = splitting.seeded(digests, counts, seed=seed)
+    groups = splitting.seeded(words(digests), counts, seed=seed)
     sides = [{digests[i] for i in group} for group in groups]
     assert sum(map(len, sides)) == len(set(digests))
     assert sorted(int(i) for group in groups for i in group) == list(range(len(digests)))
     assert all(len(group) <= count for group, count in zip(groups[1:], counts, strict=True))
     shuffled = list(digests)
     order.shuffle(shuffled)
-    again = splitting.seeded(shuffled, counts, seed=seed)
+    again = splitting.seeded(words(shuffled), counts, seed=seed)
     assert [{shuffled[i] for i in group} for group in again] == sides
 
 
 def test_seeded_takes_exactly_the_count_of_distinct_rows_and_depends_on_the_seed() -> None:
-    digests = [i.to_bytes(16, "big") for i in range(200)]
-    picks = [set(splitting.seeded(digests, [20], seed=seed)[1].tolist()) for seed in (0, 0, 1)]
+    digests = list(range(200))
+    picks = [set(splitting.seeded(words(digests), [20], seed=seed)[1].tolist()) for seed in (0, 0, 1)]
     assert len(picks[0]) == 20
     assert picks[0] == picks[1] != picks[2]
 
 
 def test_other_rows_do_not_change_who_is_ahead() -> None:
-    digests = [i.to_bytes(16, "big") for i in range(200)]
-    few = {digests[i] for i in splitting.seeded(digests, [20], seed=0)[1]}
-    more = {digests[:150][i] for i in splitting.seeded(digests[:150], [20], seed=0)[1]}
+    digests = list(range(200))
+    few = {digests[i] for i in splitting.seeded(words(digests), [20], seed=0)[1]}
+    more = {digests[:150][i] for i in splitting.seeded(words(digests[:150]), [20], seed=0)[1]}
     assert few & set(digests[:150]) <= more
 
 
 def test_last_takes_the_last_rows_and_drops_their_copies_from_the_rest() -> None:
-    digests = [bytes([i]) * 16 for i in (1, 2, 3, 9, 4, 5, 9)]
+    digests = words([1, 2, 3, 9, 4, 5, 9])
     rest, val, test = splitting.last(digests, [2, 1])
     assert val.tolist() == [4, 5]
     assert test.tolist() == [6]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Self, final
 
-from glm_lightning.data.formats.base import Format, pairs, text
-from glm_lightning.types import Message
+from glm_lightning.data.formats.base import Format
+from glm_lightning.data.formats.fields import pairs, text
+from glm_lightning.types import Conversation, Message
 
 
 @final
@@ -31,12 +32,21 @@ class Alpaca(Format):
     system: str = "system"
     learn_history: bool = True
 
-    def turns(self, row: Mapping[str, Any], faults: list[str]) -> list[Message]:
-        """System text, history, instruction with input, output; see `Format.turns`."""
+    @classmethod
+    def dialects(cls) -> tuple[Self, ...]:
+        """Alpaca's own columns, and Dolly's."""
+        return cls(), cls(input="context", output="response")
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Instruction and output are there."""
+        return self.instruction in row and self.output in row
+
+    def conversation(self, row: Mapping[str, Any], faults: list[str]) -> Conversation:
+        """System text, history, instruction with input, output; see `Format.conversation`."""
         system = text(row, self.system, faults, required=False)
         history = pairs(row, self.history, faults, learn=self.learn_history)
         instruction = text(row, self.instruction, faults)
         extra = text(row, self.input, faults, required=False)
         question = f"{instruction}\n{extra}" if extra else instruction
         turns = [*history, Message("user", question), Message("assistant", text(row, self.output, faults))]
-        return [Message("system", system), *turns] if system else turns
+        return Conversation((Message("system", system), *turns) if system else tuple(turns))

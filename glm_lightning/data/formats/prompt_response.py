@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Self, final
 
-from glm_lightning.data.formats.base import Format, pairs, text
-from glm_lightning.types import Message
+from glm_lightning.data.formats.base import Format
+from glm_lightning.data.formats.fields import pairs, text
+from glm_lightning.types import Conversation, Message
+
+_COLUMNS = (
+    ("prompt", "response"),  # THUDM's chats
+    ("prompt", "completion"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("content", "summary"),  # AdvertiseGen
+    ("input", "output"),
+)
 
 
 @final
@@ -29,10 +39,19 @@ class PromptResponse(Format):
     system: str = "system"
     learn_history: bool = True
 
-    def turns(self, row: Mapping[str, Any], faults: list[str]) -> list[Message]:
-        """System text, history, prompt, response; see `Format.turns`."""
+    @classmethod
+    def dialects(cls) -> tuple[Self, ...]:
+        """The pairs of column names that are common."""
+        return tuple(cls(prompt=prompt, response=response) for prompt, response in _COLUMNS)
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Both columns are there, and no instruction that the prompt would be the input of."""
+        return self.prompt in row and self.response in row and "instruction" not in row
+
+    def conversation(self, row: Mapping[str, Any], faults: list[str]) -> Conversation:
+        """System text, history, prompt, response; see `Format.conversation`."""
         system = text(row, self.system, faults, required=False)
         turns = pairs(row, self.history, faults, learn=self.learn_history)
         turns.append(Message("user", text(row, self.prompt, faults)))
         turns.append(Message("assistant", text(row, self.response, faults)))
-        return [Message("system", system), *turns] if system else turns
+        return Conversation((Message("system", system), *turns) if system else tuple(turns))

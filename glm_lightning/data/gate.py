@@ -1,0 +1,99 @@
+"""The gate: rows that are bad stop the run, or are set aside as long as they are few."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+from glm_lightning.data import judging
+from glm_lightning.data.judging.kinds import Severity, severities
+from glm_lightning.data.reading import Problems
+from glm_lightning.data.rows import Finding
+from glm_lightning.types import UserError
+
+OnBadRow = Literal["error", "quarantine"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What happens to rows with faults.
+
+    Args:
+        on_bad_row: ``error`` reports all and stops; ``quarantine`` goes on without them.
+        max_bad_share: largest share of bad rows to go on with.
+        severity: other severities than the kinds' own, by kind.
+    """
+
+    on_bad_row: OnBadRow = "error"
+    max_bad_share: float = 0.01
+    severity: Mapping[str, Severity] | None = None
+
+    def check(self) -> list[str]:
+        """What is wrong with the settings."""
+        problems = []
+        if self.on_bad_row not in ("error", "quarantine"):
+            problems.append(f"data.on_bad_row is {self.on_bad_row!r}: must be error or quarantine")
+        if not 0 <= self.max_bad_share <= 1:
+            problems.append(f"data.max_bad_share is {self.max_bad_share}: must be a share from 0 to 1")
+        try:
+            severities(judging.kinds(), self.severity)
+        except UserError as error:
+            problems += error.problems
+        return problems
+
+    def severity_of(self, kind: str) -> Severity:
+        """How grave a kind of fault is."""
+        return severities(judging.kinds(), self.severity)[kind]
+
+    def admit(self, findings: Sequence[Finding], *, files: Sequence[Path], num_rows: int) -> list[Finding]:
+        """The findings whose rows are to be left out.
+
+        Raises:
+            UserError: there are such rows and they are to stop the run, or they are too many.
+        """
+        grave = {kind for kind in {finding.kind for finding in findings} if self.severity_of(kind) == "error"}
+        errors = [finding for finding in findings if finding.kind in grave]
+        if not errors:
+            return []
+        if self.on_bad_row == "error":
+            raise UserError([*_shown(errors, files), *_hint(errors)])
+        bad = len({(finding.file, finding.line, finding.row) for finding in errors})
+        if bad > self.max_bad_share * num_rows:
+            names = ", ".join(sorted({str(files[finding.file]) for finding in errors}))
+            raise UserError(
+                [
+                    *_shown(errors, files),
+                    f"{names}: {bad:,} of {num_rows:,} rows are bad ({_by_kind(errors)}), more than "
+                    f"data.max_bad_share={self.max_bad_share:g} of them; correct them or raise it",
+                ]
+            )
+        return errors
+
+
+def in_words(errors: Sequence[Finding]) -> str:
+    """How many rows are bad, and of which kinds."""
+    rows = len({(finding.file, finding.line, finding.row) for finding in errors})
+    return f"{rows:,} bad row{'s' if rows > 1 else ''} ({_by_kind(errors)})"
+
+
+def _shown(errors: Sequence[Finding], files: Sequence[Path]) -> list[str]:
+    """The first of each file, and how many more there are."""
+    problems = Problems()
+    for finding in errors:
+        problems.add(files[finding.file], f"{files[finding.file]}{finding.text}")
+    return problems.texts
+
+
+def _hint(errors: Sequence[Finding]) -> list[str]:
+    """What there is in all, where not everything is shown."""
+    if len(errors) <= 20:
+        return []
+    return [f"data: {_by_kind(errors)}; correct them, or go on without the bad rows: data.on_bad_row=quarantine"]
+
+
+def _by_kind(errors: Sequence[Finding]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(e.kind for e in errors).most_common())

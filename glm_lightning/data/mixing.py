@@ -1,0 +1,98 @@
+"""How many rows of each source are learned: all once, or in proportions, counts and repetitions that yaml names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from glm_lightning.data.dataset import Dataset
+from glm_lightning.data.inputs import Amount, Inputs
+
+Indices = npt.NDArray[np.int64]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a source gives to an epoch."""
+
+    source: str
+    available: int  # rows that it has
+    rows: int  # rows of an epoch, repetitions counted
+    share: float  # of all rows of an epoch
+
+    def __str__(self) -> str:
+        times = f", each {self.rows / self.available:.3g} times" if self.rows > self.available else ""
+        return f"{self.share:.1%} {self.source} ({self.rows:,} of {self.available:,} rows{times})"
+
+
+def mix(dataset: Dataset, inputs: Inputs, *, seed: int) -> tuple[Dataset, list[Share]]:
+    """The rows of an epoch, and each source's share in them.
+
+    Which rows of a source are taken, where it is not all, is decided by ``seed`` and the rows' contents alone, so that
+    neither their order nor other sources change it. All samples of a row stay together.
+    """
+    source_of_file = np.array([file.source for file in inputs.files], dtype=np.int64)
+    sources = source_of_file[dataset.file_numbers]
+    rows, first = np.unique(dataset.rows, return_index=True)
+    owned = [np.flatnonzero(sources[first] == number) for number in range(len(inputs.sources))]
+    counts = targets([len(each) for each in owned], [source.amount for source in inputs.sources])
+    times = np.zeros(len(rows), dtype=np.int64)
+    for mine, count in zip(owned, counts, strict=True):
+        digests = [dataset.digest(int(first[i])) for i in mine] if count % max(len(mine), 1) else []
+        times[mine] = repetitions(digests, count=count, size=len(mine), seed=seed)
+    shares = [
+        Share(str(source.path), len(mine), count, count / max(sum(counts), 1))
+        for source, mine, count in zip(inputs.sources, owned, counts, strict=True)
+    ]
+    if (times == 1).all():
+        return dataset, shares
+    return dataset.subset(np.repeat(np.arange(len(dataset)), times[np.searchsorted(rows, dataset.rows)])), shares
+
+
+def targets(available: Sequence[int], amounts: Sequence[Amount]) -> list[int]:
+    """Rows of each source in an epoch.
+
+    Of sources with weights, the one that has the most rows for its weight is taken whole, and the others are repeated
+    to their proportion: no row is lost. Where some have weights, those without any amount weigh 1.
+    """
+    weighted = any(amount.weight is not None for amount in amounts)
+    weights = [_weight(amount) if weighted else None for amount in amounts]
+    unit = max((size / w for size, w in zip(available, weights, strict=True) if w is not None), default=0.0)
+    counts = []
+    for size, amount, weight in zip(available, amounts, weights, strict=True):
+        if weight is not None:
+            count = round(weight * unit)
+        elif amount.rows is not None:
+            count = amount.rows
+        else:
+            count = round(size * (1 if amount.repeat is None else amount.repeat))
+        counts.append(count if size else 0)
+    return counts
+
+
+def repetitions(digests: Sequence[bytes], *, count: int, size: int, seed: int) -> Indices:
+    """How many times each of ``size`` rows is taken so that it is ``count`` in all; as often each, give or take one.
+
+    Args:
+        digests: names of the rows' contents, needed if ``count`` is no multiple of ``size``.
+        count: rows wanted.
+        size: rows there are.
+        seed: decides with the contents which rows are taken once more.
+    """
+    whole, rest = divmod(count, max(size, 1))
+    times = np.full(size, whole, dtype=np.int64)
+    key = f"mix {seed}".encode()
+    ranks = [hashlib.blake2b(each, digest_size=16, key=key).digest() for each in digests]
+    times[sorted(range(len(ranks)), key=ranks.__getitem__)[:rest]] += 1
+    return times
+
+
+def _weight(amount: Amount) -> float | None:
+    """The weight of a source among those with weights; None for one with another amount."""
+    return 1.0 if amount == Amount() else amount.weight

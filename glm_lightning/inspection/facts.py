@@ -1,0 +1,138 @@
+"""The facts: plain values, as ``--json`` prints them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glm_lightning.data.dataset import Dataset
+from glm_lightning.data.plan import Plan, padded_lengths
+from glm_lightning.data.report import Count
+from glm_lightning.inspection.languages import language
+from glm_lightning.tokenizers import Tokenizer
+
+_TEXTS_READ = 1000
+_STEPS_LOOKED_AT = 500
+_BINS = 24
+_ROUND = 64
+_KEPT = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A length, and why."""
+
+    max_length: int
+    reason: str
+
+
+def facts_of(part: Dataset, *, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What one part of the data is."""
+    whole = whole_lengths(part)
+    tokens, cut, cut_learned = int(part.lengths.sum()), part.numbers("cut"), part.numbers("cut_learned")
+    learned = int(part.num_supervised.sum())
+    _, firsts = np.unique(part.rows, return_index=True)
+    turns = part.numbers("turns")
+    return {
+        "files": [str(file) for file in part.files],
+        "rows": part.num_rows,
+        "bad_rows": len({(each.file, each.line, each.row) for each in part.refused}),
+        "samples": len(part),
+        "turns_per_sample": {"mean": round(float(turns.mean()), 2), "max": int(turns.max())},
+        "languages": _languages(part, firsts, tokenizer),
+        "lengths": _distribution(whole),
+        "histogram": _histogram(whole),
+        "tokens": tokens,
+        "learned_share": round(learned / max(tokens, 1), 4),
+        "truncated": {
+            "samples": part.num_truncated,
+            "share": round(part.num_truncated / max(len(part), 1), 4),
+            "tokens_cut": int(cut.sum()),
+            "learned_tokens_cut": int(cut_learned.sum()),
+            "answers_cut": int((cut_learned > 0).sum()),
+        },
+    }
+
+
+def whole_lengths(part: Dataset) -> npt.NDArray[np.int64]:
+    """Tokens of each sample before anything was cut. Shape (samples,)."""
+    return part.lengths.astype(np.int64) + part.numbers("cut")
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Steps of an epoch, and how much of the positions is padding, by the epoch's first steps."""
+    real = padded = 0
+    for index, micro_batch in enumerate(plan.micro_batches(0)):
+        if index >= _STEPS_LOOKED_AT * plan.accumulate:
+            break
+        lengths = np.array([plan.lengths[list(row)].sum() for row in micro_batch.rows], np.int32)
+        if len(lengths):
+            real += int(lengths.sum())
+            padded += int(padded_lengths(lengths, plan.pad_to_multiple).max()) * len(lengths)
+    return {
+        "batch_size": plan.batch_size,
+        "steps_per_epoch": plan.num_steps,
+        "micro_batches_per_step": plan.accumulate,
+        "max_tokens": plan.max_tokens,
+        "padding_share": round(1 - real / max(padded, 1), 4),
+    }
+
+
+def suggestion(part: Dataset, *, max_length: int) -> Suggestion:
+    """The length, a multiple of 64, at which at least 99 % of the samples stay whole."""
+    whole = whole_lengths(part)
+    length = int(np.quantile(whole, _KEPT, method="higher"))
+    length = max(_ROUND, -(-length // _ROUND) * _ROUND)
+    kept, longest = float((whole <= length).mean()), int(whole.max())
+    if longest <= max_length and length == max_length:
+        return Suggestion(length, f"every sample fits; the longest has {longest:,} tokens")
+    lost = int(np.maximum(whole - length, 0).sum()) / max(int(whole.sum()), 1)
+    at_present = float((whole <= max_length).mean())
+    reason = (
+        f"{kept:.1%} of the samples stay whole and {lost:.1%} of the tokens are cut; "
+        f"at {max_length:,} it is {at_present:.1%} of the samples; the longest has {longest:,} tokens"
+    )
+    return Suggestion(length, reason)
+
+
+def faults(counts: list[Count], parts: Mapping[str, Dataset]) -> list[dict[str, Any]]:
+    """Every kind of fault: those told of the rows that stay, and those of the rows that cannot be trained on."""
+    found = [asdict(count) for count in counts]
+    for name, part in parts.items():
+        kinds = Counter(each.kind for each in part.refused)
+        for kind, count in kinds.most_common():
+            first = next(each for each in part.refused if each.kind == kind)
+            example = f"{part.files[first.file]}{first.text}"
+            found.append({"kind": kind, "severity": "error", "part": name, "count": count, "example": example})
+    return found
+
+
+def _distribution(lengths: npt.NDArray[np.int64]) -> dict[str, int]:
+    shares = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    values = {name: int(np.quantile(lengths, share, method="higher")) for name, share in shares.items()}
+    return {**values, "mean": round(float(lengths.mean()))}
+
+
+def _histogram(lengths: npt.NDArray[np.int64]) -> list[dict[str, int]]:
+    """Counts by length in steps of one width; what is longer than the 99.5 % quantile shares the last."""
+    top = max(int(np.quantile(lengths, 0.995)), 1)
+    width = -(-top // _BINS)
+    numbers = np.minimum((lengths - 1) // width, _BINS)
+    counts = np.bincount(np.maximum(numbers, 0), minlength=1)
+    last = int(lengths.max())
+    return [
+        {"from": i * width + 1, "to": last if i == _BINS else (i + 1) * width, "samples": int(count)}
+        for i, count in enumerate(counts)
+    ]
+
+
+def _languages(part: Dataset, firsts: npt.NDArray[np.int64], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Shares of languages among rows that are spread evenly over the part."""
+    chosen = firsts[np.linspace(0, len(firsts) - 1, min(len(firsts), _TEXTS_READ)).astype(int)]
+    found = Counter(language(tokenizer.decode(part.sample(int(index)).input_ids)) for index in chosen)
+    return {**{name: round(found[name] / len(chosen), 4) for name in ("zh", "en", "other")}, "rows_read": len(chosen)}
