@@ -29,10 +29,15 @@ class Command:
 COMMANDS = {
     "train": Command("fine-tune a model: glm train [key=value ...]; glm train --help", "glm_lightning.cli:train"),
     "show": Command(
-        "a question and its answer as the model sees them: what is learned is green",
+        "a row of data as the model sees it: what is learned is green, what is cut is counted",
         "glm_lightning.inference.show:main",
     ),
+    "inspect": Command(
+        "what is in data: lengths, languages, what is learned, what would be cut, duplicates, bad rows",
+        "glm_lightning.inspection.command:main",
+    ),
     "chat": Command("talk to a run or a model", "glm_lightning.inference.chat:main"),
+    "export": Command("write a run as a model folder or an adapter for others", "glm_lightning.export:main"),
 }
 
 

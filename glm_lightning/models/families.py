@@ -47,7 +47,7 @@ def generation(raw: Mapping[str, Any]) -> Generation | None:
     name = str(raw.get("_name_or_path", "")).lower()
     for known in ("chatglm2", "chatglm3"):
         if known in name:
-            return known  # type: ignore[return-value]
+            return known
     try:
         wrote = Version(str(raw.get("transformers_version")))
     except InvalidVersion:

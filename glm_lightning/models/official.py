@@ -91,7 +91,8 @@ def config(raw: Mapping[str, Any]) -> GlmConfig:
 
 def raw_config(config: GlmConfig, *, original: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The official config.json of a network; ``original``, the one it was loaded with, gives order and other keys."""
-    ratio = config.rope_parameters["rope_theta"] / _ROTARY_BASE
+    rope: Any = config.rope_parameters
+    ratio = rope["rope_theta"] / _ROTARY_BASE
     own = {key: getattr(config, native) for key, native in _KEYS.items()}
     own |= {
         "multi_query_attention": True,
@@ -107,7 +108,7 @@ def raw_config(config: GlmConfig, *, original: Mapping[str, Any] | None = None) 
 
 
 @final
-class OfficialGlm(GlmForCausalLM):  # type: ignore[misc]
+class OfficialGlm(GlmForCausalLM):
     """Reads the official layout while `from_pretrained` streams it in, quantised or not; see `native`."""
 
     # Stored by the official code and never read by it.

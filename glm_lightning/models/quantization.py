@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -29,7 +29,7 @@ def settings(quantize: Quantize, *, double: bool, compute_dtype: torch.dtype) ->
         "bnb_4bit_compute_dtype": compute_dtype,
     }
     chosen = {"load_in_8bit": True} if quantize == "int8" else four
-    return cast("BitsAndBytesConfig", BitsAndBytesConfig(**chosen))
+    return BitsAndBytesConfig(**chosen)
 
 
 def keep_trainable(network: nn.Module) -> None:

@@ -102,6 +102,11 @@ class Source:
         return cast("PretrainedConfig", config)
 
     @property
+    def stored_dtype(self) -> torch.dtype:
+        """The type of the weights on disk, as the configuration says."""
+        return cast(torch.dtype, self.config.dtype or torch.float32)
+
+    @property
     def generation(self) -> Generation | None:
         """The generation, of an official folder."""
         return families.generation(self.raw_config)
@@ -187,8 +192,7 @@ class Source:
         """
         self.check()
         chosen = self.dtype if self.dtype != "auto" else dtype
-        stored = cast(torch.dtype, self.config.dtype or torch.float32)
-        torch_dtype = stored if chosen == "auto" else getattr(torch, chosen)
+        torch_dtype = self.stored_dtype if chosen == "auto" else getattr(torch, chosen)
         reader = self._reader()
         network, report = reader.from_pretrained(
             self._weights_location(),

@@ -31,7 +31,7 @@ class SafeCheckpoints(CheckpointIO):
         """Write ``checkpoint`` to the folder ``path``, atomically."""
         rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
         tensors: dict[str, Tensor] = {}
-        state = _pack(rest, "", tensors)
+        state = _pack(rest, "", tensors, {})
         with atomic_folder(Path(path)) as folder:
             save_file(_plain(checkpoint["state_dict"]), folder / TRAINED)
             save_file(_plain(tensors), folder / TENSORS)
@@ -70,17 +70,23 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON: what JSON lacks becomes an object with one ``!kind`` key."""
+def _pack(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:
+    """``value`` as JSON: what JSON lacks becomes an object with one ``!kind`` key.
+
+    A tensor that several places share, such as the code book of an 8-bit optimizer, is written once, under its first
+    name of ``names``.
+    """
     if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"!tensor": name}
+        shared = names.setdefault((value.data_ptr(), value.shape, value.stride(), value.dtype), name)
+        tensors[shared] = value
+        return {"!tensor": shared}
     if isinstance(value, dict):
-        return {"!dict": [[_key(key), _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+        pairs = [[_key(key), _pack(item, f"{name}/{key}", tensors, names)] for key, item in value.items()]
+        return {"!dict": pairs}
     if isinstance(value, tuple):
-        return {"!tuple": [_pack(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]}
+        return {"!tuple": [_pack(item, f"{name}/{index}", tensors, names) for index, item in enumerate(value)]}
     if isinstance(value, list):
-        return [_pack(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
+        return [_pack(item, f"{name}/{index}", tensors, names) for index, item in enumerate(value)]
     assert value is None or isinstance(value, bool | int | float | str), f"{name}: {type(value)} cannot be stored"
     return value
 

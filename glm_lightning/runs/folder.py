@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "data.json"
 
     @property
+    def quarantine(self) -> Path:
+        """Bad rows that were left out, with the reason, a JSON object a line; absent if there are none."""
+        return self.path / "quarantine.jsonl"
+
+    @property
     def answers(self) -> Path:
         """Answers to the test rows before and after, a JSON object a line."""
         return self.path / "answers.jsonl"

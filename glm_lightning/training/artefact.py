@@ -23,7 +23,10 @@ def leave_artefact(config: DictConfig, folder: RunFolder, parts: Parts, report: 
         parts.tokenizer.save(part)
         belongs_to = {
             "base": str(Path(source.path).absolute()) if source.is_folder and source.path != DEMO else source.path,
+            "hub": source.hub,
             "revision": source.revision,
+            "quantize": source.quantize,
+            "double_quantize": source.double_quantize,
             "fingerprint": source.fingerprint,
             "template": parts.template.name,
         }

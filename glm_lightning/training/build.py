@@ -13,10 +13,11 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Callback, Checkpoint, LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
-from glm_lightning import evaluation, templates, tokenizers
+from glm_lightning import evaluation
 from glm_lightning.callbacks import JsonLines
 from glm_lightning.data.module import DataModule
 from glm_lightning.data.plan import Plan
+from glm_lightning.inference.loading import words
 from glm_lightning.methods.base import Ingredients, Method
 from glm_lightning.models import Source
 from glm_lightning.objectives.base import Objective
@@ -27,7 +28,6 @@ from glm_lightning.training import console, precision
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
 from glm_lightning.training.problems import Problems, in_numbers, made
-from glm_lightning.types import UserError
 
 
 def build(config: DictConfig, folder: RunFolder) -> Parts:
@@ -37,8 +37,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
         UserError: what is wrong with any of them, all at once; then what is wrong with the data.
     """
     source, objective, settings, data = _checked(config)
-    tokenizer = _tokenizer(source)
-    template = templates.find(source.template, tokenizer, source.config.model_type)
+    tokenizer, template = words(source, source.location)
     data.load(tokenizer, template)
 
     chosen = precision.choose(
@@ -55,7 +54,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     _set_validation(trainer, config.trainer.val_check_interval, plan)
     steps = plan.num_steps * config.trainer.max_epochs
     num_steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
-    method = _method(config, source, objective, chosen.name, num_steps)
+    method = _method(config, source, objective, tokenizer, chosen.name, num_steps)
     return Parts(source, tokenizer, template, data, chosen, trainer, examination, plan, num_steps, method)
 
 
@@ -75,7 +74,7 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     # Constructing a method costs nothing, so one is made for its mistakes before there are data to make the real one.
     rehearsal = problems.none_in(lambda: _rehearsal(config, source, cast(Objective, objective)))
     if rehearsal is not None and not problems.found:
-        problems.none_in(lambda: rehearsal.check(source.skeleton))
+        problems.none_in(lambda: rehearsal.examine(source.skeleton))
     problems.raise_if_any()
     assert objective is not None
     assert settings is not None
@@ -93,17 +92,6 @@ def _rehearsal(config: DictConfig, source: Source, objective: Objective) -> Meth
     problems.none_in(lambda: ingredients.scheduler(optimizer or torch.optim.SGD([parameter[1]], lr=1.0)))
     problems.raise_if_any()
     return cast(Method, method)
-
-
-def _tokenizer(source: Source) -> Tokenizer:
-    tokenizer = tokenizers.load(source.location, revision=source.revision)
-    rows = source.config.get_text_config().vocab_size
-    if tokenizer.vocab_size > rows:
-        raise UserError(
-            f"model.path is {source.path!r}: its tokenizer has {tokenizer.vocab_size} ids, its embedding {rows} rows; "
-            "they do not belong together"
-        )
-    return tokenizer
 
 
 def _device(config: DictConfig) -> str:
@@ -189,11 +177,14 @@ def _ingredients(config: DictConfig, source: Source, objective: Objective, *, nu
         seed=config.seed,
         base="",
         log_every_n_steps=config.trainer.log_every_n_steps,
+        quantize=source.quantize,
     )
 
 
-def _method(config: DictConfig, source: Source, objective: Objective, chosen: str, num_steps: int) -> Method:
-    stored = cast(torch.dtype, source.config.dtype or torch.float32)
+def _method(
+    config: DictConfig, source: Source, objective: Objective, tokenizer: Tokenizer, chosen: str, num_steps: int
+) -> Method:
+    stored = source.stored_dtype
     target: Any = get_class(config.method._target_)
     dtype = precision.weights_dtype(chosen, trains_base=target.trains_base, stored=stored)
     ingredients = _ingredients(config, source, objective, num_steps=num_steps)
@@ -206,5 +197,7 @@ def _method(config: DictConfig, source: Source, objective: Objective, chosen: st
         optimizer=functools.partial(ingredients.optimizer, **fused),
         base=source.fingerprint,
         base_dtype=stored,
+        num_steps=num_steps,
+        tokenizer=tokenizer,
     )
     return cast(Method, made(config.method, "method", ingredients))

@@ -77,16 +77,19 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
     console = Console()
     console.print(Panel(table, title="glm_lightning", title_align="left", expand=False))
     for notice in splits.notices:
-        console.print(f"note: {notice}", highlight=False)
+        console.print(f"note: {notice}", highlight=False, markup=False)
 
 
-def trainable(trainer: pl.Trainer, method: pl.LightningModule) -> None:
-    """Print how much of the network is trained; known once it is built."""
+def trainable(trainer: pl.Trainer, method: Any) -> None:
+    """Print how much of the network is trained, and what its method has to say of it; known once it is built."""
     if not trainer.is_global_zero:
         return
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     total = sum(p.numel() for p in method.parameters())
-    Console().print(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})", highlight=False)
+    console = Console()
+    console.print(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})", highlight=False)
+    for notice in method.notices:
+        console.print(f"note: {notice}", highlight=False, markup=False)
 
 
 def interrupted(folder: RunFolder, trainer: pl.Trainer) -> None:
@@ -116,7 +119,7 @@ def closing(
     )
     console.print(f"{report['steps']} steps. {speed}", highlight=False)
     for notice in report["notices"]:
-        console.print(f"note: {notice}", highlight=False)
+        console.print(f"note: {notice}", highlight=False, markup=False)
     console.print(
         f"The run lies in [bold]{run}[/bold], the {artefact} in [bold]{run}/{artefact}[/bold].", highlight=False
     )

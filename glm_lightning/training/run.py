@@ -136,10 +136,12 @@ def _begin(config: DictConfig, folder: RunFolder, parts: Parts) -> None:
     folder.write_environment()
     folder.report.unlink(missing_ok=True)
     write_json(folder.data, parts.data.description())
+    parts.data.write_quarantine(folder.quarantine)
     for logger in parts.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             lengths = torch.from_numpy(parts.data.splits.train.lengths.copy())
             logger.experiment.add_histogram("data/lengths", lengths, global_step=0)
+            logger.experiment.add_text("data/faults", parts.data.splits.fault_table(), global_step=0)
 
 
 def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
@@ -156,6 +158,7 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
             "train_seconds": throughput.seconds if throughput else None,
             "trained_parameters": sum(p.numel() for p in parts.method.trained().values()),
             "notices": _notices(parts),
+            "faults": parts.data.faults(),
         }
         leave_artefact(config, folder, parts, report)
         _log_end(config, parts)
@@ -167,7 +170,7 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
 def _notices(parts: Parts) -> list[str]:
     skipped = parts.method.num_skipped_steps
     of_training = [f"{skipped} steps were skipped: their gradients were not finite in float16"] if skipped else []
-    return [*parts.data.splits.notices, *of_training]
+    return [*parts.data.splits.notices, *parts.method.notices, *of_training]
 
 
 def _log_end(config: DictConfig, parts: Parts) -> None:

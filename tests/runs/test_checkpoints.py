@@ -56,6 +56,17 @@ def test_an_optimizer_goes_on_from_its_state(tmp_path):
     assert torch.equal(parameter, other)
 
 
+def test_a_tensor_that_several_share_is_written_once(tmp_path):
+    """Every parameter of an 8-bit optimizer has the same code book."""
+    book, other = torch.arange(4.0), torch.arange(4.0)
+    state = {"a": {"book": book}, "b": {"book": book}, "c": [other]}
+    SafeCheckpoints().save_checkpoint({"state_dict": {}, **state}, tmp_path / "last")
+    read = SafeCheckpoints().load_checkpoint(tmp_path / "last")
+    assert read["a"]["book"] is read["b"]["book"]
+    assert read["c"][0] is not read["a"]["book"]
+    assert torch.equal(read["c"][0], read["a"]["book"])
+
+
 def test_a_checkpoint_holds_no_pickle(tmp_path):
     SafeCheckpoints().save_checkpoint({"state_dict": {"p": torch.zeros(2)}, "x": torch.zeros(1)}, tmp_path / "last")
     files = sorted(path.name for path in (tmp_path / "last").iterdir())
