@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -42,6 +42,45 @@ def adamw(
 
     ``fused`` is one kernel for all parameters. Raises `UserError` for values outside their range.
     """
+    _refuse(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+    groups = parameter_groups(named_parameters, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+
+
+def adamw_8bit(
+    named_parameters: NamedParameters,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    paged: bool = True,
+) -> torch.optim.Optimizer:
+    """AdamW whose two running averages are held in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), by bitsandbytes.
+
+    ``paged`` lets a GPU that runs out of memory put them into the host's (Dettmers et al. 2023, arXiv:2305.14314); on a
+    CPU there is nothing to page to, see `fallbacks`. Tensors of fewer than 4,096 elements keep 32 bits. Raises
+    `UserError` for values outside their range.
+    """
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    _refuse(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+    groups = parameter_groups(named_parameters, weight_decay=weight_decay)
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])  # type: ignore[attr-defined]
+    kind = PagedAdamW8bit if paged and on_gpu else AdamW8bit
+    optimizer: torch.optim.Optimizer = kind(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+    optimizer.defaults["paged"] = paged
+    return optimizer
+
+
+def fallbacks(optimizer: torch.optim.Optimizer) -> list[str]:
+    """What was asked of an optimizer and is not so on this device."""
+    if optimizer.defaults.get("paged") and not optimizer.is_paged:  # type: ignore[attr-defined]
+        return ["optimizer.paged: only a GPU's memory can be paged; the optimizer's 8-bit averages stay in memory"]
+    return []
+
+
+def _refuse(*, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> None:
     problems = [
         f"optimizer.{key} is {value}: must be {rule}"
         for key, value, rule, fine in (
@@ -54,8 +93,19 @@ def adamw(
     ]
     if problems:
         raise UserError(problems)
-    groups = parameter_groups(named_parameters, weight_decay=weight_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
+    """Multiply the learning rate of each parameter by its factor, before the first step.
+
+    A group is split where its parameters' factors differ; the groups stay in their order, smaller factors first.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        for factor in sorted({factors[parameter] for parameter in group["params"]}):
+            members = [parameter for parameter in group["params"] if factors[parameter] == factor]
+            groups.append(group | {"params": members, "lr": group["lr"] * factor})
+    optimizer.param_groups[:] = groups
 
 
 def warmup_steps(warmup: float, num_steps: int) -> int:

@@ -66,3 +66,74 @@ def test_bad_warm_up_is_named(knobs):
 def test_bad_decay_is_named():
     with pytest.raises(UserError, match=r"scheduler\.decay is 0"):
         rates(optim.warmup_stable_decay, 5, decay=0)
+
+
+def test_rates_are_scaled_by_parameter():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = optim.adamw(network.named_parameters(), lr=1e-3, weight_decay=0.1)
+    optim.scale_rates(optimizer, {p: 16.0 if name.startswith("1.") else 1.0 for name, p in network.named_parameters()})
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert found == {
+        id(network[0].weight): (1e-3, 0.1),
+        id(network[1].weight): (1.6e-2, 0.1),
+        id(network[0].bias): (1e-3, 0.0),
+        id(network[1].bias): (1.6e-2, 0.0),
+    }
+    # a schedule multiplies what it finds
+    scheduler = optim.linear(optimizer, num_steps=4)
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.75e-3, 1.2e-2, 0.75e-3, 1.2e-2])
+
+
+def matrices():
+    torch.manual_seed(0)
+    network = nn.Linear(128, 64)
+    target = torch.randn(64, 128)
+    return network, target
+
+
+def descend(network, target, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((network.weight - target) ** 2).mean().backward()
+        optimizer.step()
+    return float(((network.weight - target) ** 2).mean().detach())
+
+
+def test_eight_bits_follow_thirty_two():
+    plain, target = matrices()
+    narrow, _ = matrices()
+    full = descend(plain, target, optim.adamw(plain.named_parameters(), lr=1e-2), 30)
+    optimizer = optim.adamw_8bit(narrow.named_parameters(), lr=1e-2)
+    assert descend(narrow, target, optimizer, 30) == pytest.approx(full, rel=0.02)
+    averages = optimizer.state[narrow.weight]
+    assert averages["state1"].dtype == averages["state2"].dtype == torch.uint8
+
+
+def test_eight_bits_decay_matrices_only_and_go_on_where_they_stopped():
+    network, target = matrices()
+    optimizer = optim.adamw_8bit(network.named_parameters(), lr=1e-2, weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    descend(network, target, optimizer, 3)
+    other, _ = matrices()
+    other.load_state_dict(network.state_dict())
+    resumed = optim.adamw_8bit(other.named_parameters(), lr=1e-2, weight_decay=0.1)
+    resumed.load_state_dict(optimizer.state_dict())
+    descend(network, target, optimizer, 3)
+    descend(other, target, resumed, 3)
+    assert torch.equal(network.weight, other.weight)
+
+
+def test_paging_without_a_gpu_is_told():
+    network, _ = matrices()
+    (told,) = optim.fallbacks(optim.adamw_8bit(network.named_parameters(), lr=1e-2))
+    assert told.startswith("optimizer.paged: only a GPU's memory can be paged")
+    assert not optim.fallbacks(optim.adamw_8bit(network.named_parameters(), lr=1e-2, paged=False))
+    assert not optim.fallbacks(optim.adamw(network.named_parameters(), lr=1e-2))
+
+
+def test_adamw_8bit_names_every_bad_value_at_once():
+    with pytest.raises(UserError) as caught:
+        optim.adamw_8bit([("w", nn.Parameter(torch.zeros(2, 2)))], lr=-1, eps=0)
+    assert [problem.split()[0] for problem in caught.value.problems] == ["optimizer.lr", "optimizer.eps"]

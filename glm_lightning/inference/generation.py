@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from glm_lightning.inference.soft_prompts import embedded, soft_prompt
+from glm_lightning.models.modes import evaluating
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -55,7 +56,7 @@ def generate(
     # Longest first: what does not fit into memory fails at once; neighbours in length share a batch, little is padding.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: dict[int, Answer] = {}
-    with _evaluating(network), _only(network, config), _random_state(network, seed, sampled=temperature > 0):
+    with evaluating(network), _only(network, config), _random_state(network, seed, sampled=temperature > 0):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             new_ids = _generate_batch(network, [prompts[i] for i in rows], pad_id)
@@ -153,7 +154,7 @@ def _tokens(
 @torch.no_grad()
 def _next_logits(network: Any, ids: Tensor, cache: DynamicCache, *, first: bool) -> Tensor:
     base, soft = _base(network), soft_prompt(network)
-    with _evaluating(network):
+    with evaluating(network):
         # PEFT's own would put soft tokens in front, too, and drop positions.
         inputs = (network if soft is None else base).prepare_inputs_for_generation(
             ids,
@@ -186,18 +187,6 @@ def _fresh(seed: int | None) -> int:
 def _base(network: Any) -> Any:
     # The other kind is a PeftModel; asking for that by name would load peft for those who do not use it.
     return network if isinstance(network, PreTrainedModel) else network.get_base_model()
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    # Module by module: a method may hold parts of a network in evaluation mode while it trains the others.
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
+from glm_lightning import optim
+from glm_lightning.methods import quantized
+from glm_lightning.models.quantization import Quantize
 from glm_lightning.objectives.base import Objective
+from glm_lightning.objectives.supervised import refuse_leaks
 from glm_lightning.optim import NamedParameters
+from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Batch, UserError
 
 VALIDATION_METRICS = ("val/loss", "val/perplexity", "val/token_accuracy")
@@ -41,6 +46,9 @@ class Ingredients:
     base: str  # fingerprint of the base network
     base_dtype: torch.dtype = torch.float32  # the type of the base's weights on disk
     log_every_n_steps: int = 1
+    quantize: Quantize | None = None  # how the base's linear layers are held; None: as they are
+    num_steps: int | None = None  # optimizer steps of the run; None while only the configuration is checked
+    tokenizer: Tokenizer | None = None  # the base's; None while only the configuration is checked
 
 
 class Method(pl.LightningModule, ABC):
@@ -52,19 +60,35 @@ class Method(pl.LightningModule, ABC):
     """
 
     trains_base: ClassVar[bool]
-    """Whether the base's own weights change: then mixed precision holds them in float32."""
+    """Whether all of the base's own weights change: then mixed precision loads them in float32."""
 
     artefact: ClassVar[Literal["adapter", "model"]]
     """What `save` writes: PEFT's adapter folder or a whole Hugging Face folder."""
 
-    def __init__(self, ingredients: Ingredients) -> None:
+    on_quantized: ClassVar[bool] = True
+    """Whether the base may be held in 4 or 8 bits."""
+
+    packs: ClassVar[bool] = True
+    """Whether several samples may share a row."""
+
+    refused_strategies: ClassVar[Mapping[str, str]] = {}
+    """Beginnings of names of strategies (``trainer.strategy``) that cannot work, with what to do instead."""
+
+    def __init__(self, ingredients: Ingredients, *, rate: Callable[[str], float] | None = None) -> None:
+        """Args:
+        ingredients: what every method is given.
+        rate: factor on the learning rate of the parameter of a name; None is 1 for all.
+        """
         super().__init__()
         self.ingredients = ingredients
+        self.notices: list[str] = []  # what the user shall be told once the network is built
         self.network: nn.Module | None = None
+        self._rate = rate
         # Checkpoints hold only what was trained; `on_load_checkpoint` is stricter than Lightning about the rest.
         self.strict_loading = False
         self.num_skipped_steps = 0
         self._skipped_in_a_row = 0
+        self._tried_packing = False
         self._step_total = torch.zeros(())
         self._validation: list[Tensor] = []
         self._seen_by_optimizer: dict[str, float | Tensor] = {}
@@ -87,6 +111,24 @@ class Method(pl.LightningModule, ABC):
 
     # -- building
 
+    def examine(self, skeleton: PreTrainedModel) -> None:
+        """Raise one `UserError` with all that is wrong with this method on this network, given on the meta device."""
+        problems = []
+        quantize = self.ingredients.quantize
+        if quantize is not None and not self.on_quantized:
+            problems.append(
+                f"quantize is {quantize}: method={type(self).__name__.lower()} trains weights of the base, which are "
+                "frozen in so few bits; use method=qlora, or quantize=null"
+            )
+        elif quantize is not None:
+            problems += quantized.problems(skeleton, quantize)
+        try:
+            self.check(skeleton)
+        except UserError as error:
+            problems += error.problems
+        if problems:
+            raise UserError(problems)
+
     def configure_model(self) -> None:
         """Load and adapt the network. Lightning calls this once per entry point; only the first does anything."""
         if self.network is not None:
@@ -94,12 +136,16 @@ class Method(pl.LightningModule, ABC):
         network = self.adapt(self.ingredients.load())
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise UserError(f"method={type(self).__name__.lower()}: nothing in this network is trained")
+        _widen(network)
         network.train()
         self.network = network
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over what is trained, its schedule moving once per optimizer step."""
         optimizer = self.ingredients.optimizer(self._network.named_parameters())
+        if self._rate is not None:
+            optim.scale_rates(optimizer, {p: self._rate(name) for name, p in self.trained().items()})
+        self.notices += optim.fallbacks(optimizer)
         scheduler = self.ingredients.scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -112,10 +158,21 @@ class Method(pl.LightningModule, ABC):
         """The parameters that are trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    @property
+    def skipped_step(self) -> bool:
+        """Whether the last optimizer step was left out, as float16's scaler does where gradients are not finite."""
+        return self._skipped_in_a_row > 0
+
     # -- training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make randomness a function of (seed, step, micro-batch, rank): a resumed run needs no random state."""
+        """Make randomness a function of (seed, step, micro-batch, rank): a resumed run needs no random state.
+
+        Before the first packed batch, samples of one row must turn out not to see each other.
+        """
+        if batch.position_ids is not None and not self._tried_packing:
+            self._tried_packing = True
+            refuse_leaks(self._network, batch)
         place = (self.trainer.global_step, batch_idx, self.global_rank)
         seed = self.ingredients.seed
         for number in place:
@@ -226,6 +283,13 @@ class Method(pl.LightningModule, ABC):
         if problems:
             raise UserError(problems)
         _recount(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def _widen(network: nn.Module) -> None:
+    """Hold what is trained in 32 bits at least: small updates would round away in 16."""
+    for parameter in network.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
 
 
 def _recount(checkpoint: dict[str, Any], accumulate: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from glm_lightning.methods import weights
 from glm_lightning.methods.base import Ingredients, Method
 
 
@@ -20,6 +20,7 @@ class Full(Method):
 
     trains_base = True
     artefact = "model"
+    on_quantized = False
 
     def __init__(self, ingredients: Ingredients) -> None:
         super().__init__(ingredients)
@@ -34,23 +35,10 @@ class Full(Method):
     @contextlib.contextmanager
     def without_adaptation(self) -> Iterator[None]:
         """Swap the base's weights in, read from disk again, and the trained ones back afterwards."""
-        trained = self.trained()
-        base = dict(self.ingredients.load().named_parameters())
-        kept: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(base[name.removeprefix("network.")])
-        try:
+        base = {f"network.{name}": value for name, value in self.ingredients.load().named_parameters()}
+        with weights.exchanged(self.trained(), base):
             yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in trained.items():
-                    parameter.copy_(kept[name])
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder: config.json and safetensors, in the type the base had on disk."""
-        network = cast(PreTrainedModel, self.network)
-        dtype = self.ingredients.base_dtype
-        config_dtype, network.config.dtype = network.config.dtype, dtype
-        network.save_pretrained(folder, state_dict={k: v.to(dtype) for k, v in network.state_dict().items()})
-        network.config.dtype = config_dtype
+        weights.write(self.network, folder, dtype=self.ingredients.base_dtype)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, cast, final
+from typing import final
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from lightning.pytorch import Callback
 from torch import nn
 from transformers import PreTrainedModel
 
+from glm_lightning.methods import adapters
 from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.low_rank import LowRank, faster
+from glm_lightning.methods.splitting import Split
 from glm_lightning.types import UserError
 
 
@@ -23,10 +27,16 @@ class LoRA(Method):
         rank: inner width of the update.
         alpha: scale of the update; alpha / rank multiplies it.
         dropout: share of the update's inputs dropped while training.
-        targets: ``all-linear`` (every linear layer but the head), or names of layers as they end.
+        targets: ``all-linear`` (every linear layer but the head), ``attention``, ``qkv``, names of layers as they end,
+            or a regular expression of whole names.
+        experts: also adapt the fused experts of a mixture, an update for each expert.
         rslora: divide by the root of the rank instead (Kalajdzievski 2023, arXiv:2312.03732).
         dora: learn the magnitude apart from the direction (Liu et al. 2024, arXiv:2402.09353).
-        init: how A and B begin; ``default`` starts at the base exactly.
+        init: how A and B begin: `low_rank.STARTS`.
+        lr_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+        rank_pattern: other ranks, by name or pattern of the layer.
+        alpha_pattern: other alphas, by name or pattern of the layer.
+        extra_modules: modules that are trained in full and saved with the adapter, by name.
     """
 
     trains_base = False
@@ -39,54 +49,56 @@ class LoRA(Method):
         rank: int = 8,
         alpha: float = 16,
         dropout: float = 0.0,
-        targets: Literal["all-linear"] | list[str] = "all-linear",
+        targets: str | list[str] = "all-linear",
+        experts: bool = False,
         rslora: bool = False,
         dora: bool = False,
-        init: Literal["default", "gaussian"] = "default",
+        init: str = "default",
+        lr_ratio: float = 1.0,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
+        extra_modules: list[str] | None = None,
     ) -> None:
-        super().__init__(ingredients)
-        problems = []
-        if rank < 1:
-            problems.append(f"method.rank is {rank}: must be 1 or more")
-        if not 0 <= dropout < 1:
-            problems.append(f"method.dropout is {dropout}: must be in [0, 1)")
-        if not targets:
-            problems.append("method.targets is empty: give all-linear or names of linear layers")
-        if problems:
-            raise UserError(problems)
-        self.peft_config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]
-            lora_dropout=dropout,
-            target_modules=targets,
-            use_rslora=rslora,
-            use_dora=dora,
-            init_lora_weights=True if init == "default" else init,
-            task_type="CAUSAL_LM",
+        super().__init__(ingredients, rate=faster(lr_ratio))
+        self.update = LowRank(
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            targets=targets,
+            experts=experts,
+            rslora=rslora,
+            dora=dora,
+            init=init,
+            rank_pattern=rank_pattern or {},
+            alpha_pattern=alpha_pattern or {},
+            extra_modules=extra_modules or [],
         )
+        self._split = Split(init=init, load=ingredients.load) if self.update.splits else None
 
     def check(self, skeleton: PreTrainedModel) -> None:
-        """Every target must name a linear layer."""
-        targets = self.peft_config.target_modules
-        if isinstance(targets, str):
-            return
-        linear = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
-        ends = sorted({name.rpartition(".")[2] for name in linear})
-        missing = [t for t in sorted(targets or ()) if not any(n == t or n.endswith(f".{t}") for n in linear)]
-        if missing:
-            raise UserError(
-                [f"method.targets holds {t!r}: matches no linear layer; there are {', '.join(ends)}" for t in missing]
-            )
+        """Every name must lead to a layer."""
+        if problems := list(self.update.problems(skeleton, self.ingredients.quantize)):
+            raise UserError(problems)
 
     def adapt(self, network: PreTrainedModel) -> nn.Module:
-        """Freeze the base and put adapters beside the targets; the adapters are float32 (PEFT's autocast)."""
-        network.requires_grad_(False)
-        return cast(nn.Module, get_peft_model(network, self.peft_config))
+        """Freeze the base and put updates beside the targets."""
+        adapted, notices = self.update.adapt(network)
+        self.notices += notices
+        if self._split is not None:
+            self._split.begin(adapted)
+        return adapted
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What keeps the start of an update that is a part of the base."""
+        return [] if self._split is None else [self._split]
 
     def without_adaptation(self) -> AbstractContextManager[None]:
-        """Adapters off: the same weights, no second copy."""
-        return cast(AbstractContextManager[None], cast(PeftModel, self.network).disable_adapter())
+        """The update switched off."""
+        return adapters.switched_off(self.network) if self._split is None else self._split.base()
 
     def save(self, folder: Path) -> None:
-        """Write PEFT's adapter folder; stock ``PeftModel.from_pretrained`` reads it."""
-        cast(PeftModel, self.network).save_pretrained(str(folder))
+        """Write PEFT's adapter folder; stock ``PeftModel.from_pretrained`` reads it onto the base."""
+        if self._split is None:
+            adapters.write(self.network, folder)
+        else:
+            self._split.write(folder)

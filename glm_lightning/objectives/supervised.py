@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glm_lightning.losses import TokenSums, linear_cross_entropy, projected_cross_entropy
+from glm_lightning.models.modes import evaluating
 from glm_lightning.types import Batch, UserError
 
 LEAK = 0.1
@@ -53,7 +54,7 @@ def refuse_leaks(network: nn.Module, batch: Batch) -> None:
     if found is None:
         return
     ids, positions, start = found
-    with torch.no_grad():
+    with evaluating(network), torch.no_grad():
         packed = network(input_ids=ids, position_ids=positions, use_cache=False).logits[:, start:]
         alone = network(input_ids=ids[:, start:], position_ids=positions[:, start:], use_cache=False).logits
     difference = ((packed - alone).float().norm() / alone.float().norm()).item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -62,6 +63,7 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     """The parts that need neither data nor devices; all that is wrong with them, and with the others, is told here."""
     problems = Problems()
     problems.found += in_numbers(config)
+    problems.found += _clashes(config)
     source: Source = instantiate(config.model)
     problems.none_in(source.check)
     objective = problems.none_in(lambda: made(config.objective, "objective"))
@@ -80,6 +82,18 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     assert settings is not None
     assert data is not None
     return source, objective, settings, data
+
+
+def _clashes(config: DictConfig) -> Iterator[str]:
+    """What the method cannot do together with other choices."""
+    method: Any = get_class(config.method._target_)
+    name = config.method._target_.rpartition(".")[2]
+    strategy = str(config.trainer.strategy)
+    for refused, instead in method.refused_strategies.items():
+        if strategy.startswith(refused):
+            yield f"trainer.strategy is {strategy}: {name} cannot work with it; {instead}"
+    if config.data.get("packing") and not method.packs:
+        yield f"data.packing is true: {name} cannot share a row among samples; set data.packing=false"
 
 
 def _rehearsal(config: DictConfig, source: Source, objective: Objective) -> Method:

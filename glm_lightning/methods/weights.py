@@ -1,0 +1,38 @@
+"""Weights of the base that are trained themselves: exchanged for a while, written as a whole network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@contextlib.contextmanager
+def exchanged(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While it is entered, each parameter holds its value of ``values``."""
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    put(parameters, values)
+    try:
+        yield
+    finally:
+        put(parameters, kept)
+
+
+def put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Give each parameter its value of ``values``, which may be on another device and of another type."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
+def write(module: nn.Module | None, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write a Hugging Face folder: config.json and safetensors, in the type the base had on disk."""
+    network = cast(PreTrainedModel, module)
+    config_dtype, network.config.dtype = network.config.dtype, dtype
+    network.save_pretrained(folder, state_dict={k: v.to(dtype) for k, v in network.state_dict().items()})
+    network.config.dtype = config_dtype
