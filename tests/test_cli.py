@@ -67,7 +67,8 @@ def test_mistakes_end_with_2_a_list_and_no_traceback(arguments: list[str], tmp_p
     assert process.stderr.splitlines() == [
         "error: 2 problems",
         "  1. 数: must be key=value, as in name=数",
-        "  2. method is 'lroa': must be one of lora, full (nearest first)",
+        "  2. method is 'lroa': must be one of lora, qlora, adalora, ia3, full, prompt_tuning, freeze, ptuning_v2 "
+        "(nearest first)",
     ]
 
 
@@ -78,7 +79,7 @@ def test_refusing_is_quick_too(tmp_path: Path) -> None:
 
 def test_help_shows_groups_and_keys_with_their_comments(tmp_path: Path) -> None:
     text = run(sys.executable, ENTRY, "--help", "method=full", "trainer=ddp", cwd=tmp_path).stdout
-    assert "method: full, lora" in text
+    assert "method: adalora, freeze, full, ia3, lora" in text
     assert "# method=full" in text
     assert "${run_dir}" in text  # a dollar in a yaml file survives Hydra's template
     conf = entry_point().parent / "conf"
@@ -115,7 +116,10 @@ def test_an_unknown_command_lists_what_exists(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as caught:
         cli.main(["caht"])
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: glm caht: no such command; there are chat, show, train (nearest first)\n"
+    assert (
+        capsys.readouterr().err
+        == "error: glm caht: no such command; there are chat, inspect, show, train, export (nearest first)\n"
+    )
 
 
 def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

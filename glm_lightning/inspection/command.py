@@ -13,24 +13,21 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from glm_lightning import templates, tokenizers
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.module import DataModule
 from glm_lightning.files import write_text
+from glm_lightning.inference.loading import load_words
 from glm_lightning.inference.show import painted
 from glm_lightning.inspection.facts import facts_of, faults, plan_facts, suggestion
 from glm_lightning.inspection.page import page
 from glm_lightning.inspection.terminal import show
-from glm_lightning.models import Source
 from glm_lightning.tokenizers import Tokenizer
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure data, and print what was found; weights are not loaded."""
     options = _parser().parse_args(argv)
-    source = Source(path=options.model, template=options.template)
-    tokenizer = tokenizers.load(source.location, revision=source.revision)
-    template = templates.find(source.template, tokenizer, source.config.model_type, generation=source.generation)
+    tokenizer, template = load_words(options.model, template=options.template)
     data = DataModule(
         train=options.data,
         val=_part(options.val),

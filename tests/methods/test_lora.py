@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from tiny_families import FAMILIES, MIXTURES, batch, ids, learn, logits, made, network_of, skeleton_of
 from tiny_runs import weights
 
@@ -173,10 +174,12 @@ def test_a_splitting_start_is_resumed_to_the_last_bit(train, tmp_path, monkeypat
             raise KeyError("stands for whatever ends a process")
 
     def as_elsewhere(layer, init):
-        """Singular vectors have no sign of their own; another library may give the other."""
+        """Another library may give other factors, with another rest of the base."""
+        weight = layer.get_base_layer().weight
+        whole = weight.clone()
         split(layer, init)
-        for side in (layer.lora_A, layer.lora_B):
-            side["default"].weight.data.mul_(-1.5)
+        factors = [side["default"].weight.data.mul_(-1.5) for side in (layer.lora_A, layer.lora_B)]
+        weight.data.copy_(whole - layer.scaling["default"] * factors[1] @ factors[0])
 
     with monkeypatch.context() as patch:
         patch.setattr(BestAndLast, "on_train_batch_end", dying)
@@ -188,6 +191,8 @@ def test_a_splitting_start_is_resumed_to_the_last_bit(train, tmp_path, monkeypat
     expected, got = weights(whole), weights(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert resumed.read_report()["metrics"] == whole.read_report()["metrics"]
+    expected, got = (load_file(run.artefact("adapter") / "adapter_model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 # -- how they learn

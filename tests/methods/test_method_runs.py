@@ -81,6 +81,16 @@ def test_eight_rows_at_once_are_eight_times_one(train, name):
     assert largest_difference(weights(whole), weights(single)) < tolerance(name)
 
 
+def test_packed_rows_are_the_same_rows(train, overrides, name):
+    knobs = [*without_dropout(name), "trainer.max_steps=2"]
+    packed = [*knobs, "data.packing=true"]
+    if not get_class(node_of(name).method._target_).packs:
+        with pytest.raises(UserError, match=r"data\.packing is true: .* set data\.packing=false"):
+            glm_lightning.train(overrides("refused", *packed))
+        return
+    assert largest_difference(weights(train("plain", *knobs)), weights(train("packed", *packed))) < tolerance(name)
+
+
 class StopError(Exception):
     """Stands for whatever ends a process."""
 
