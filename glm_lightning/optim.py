@@ -15,13 +15,14 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
 def parameter_groups(named_parameters: NamedParameters, *, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters into matrices, which decay, and vectors (norms and biases), which do not.
+    """Split parameters into matrices, which decay, and vectors (norms, biases, scales), which do not.
 
+    A matrix of one row or column is a vector: IA3's scales are, which decay would pull from one to zero.
     Sorted by name, so that the order in a checkpoint does not depend on how a network was built.
     """
     named = sorted((item for item in named_parameters if item[1].requires_grad), key=lambda item: item[0])
-    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
-    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
+    matrices = [parameter for _, parameter in named if parameter.squeeze().ndim >= 2]
+    vectors = [parameter for _, parameter in named if parameter.squeeze().ndim < 2]
     groups: list[dict[str, object]] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

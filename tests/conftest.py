@@ -21,6 +21,10 @@ from glm_lightning import tokenizers
 from glm_lightning.runs import RunFolder
 from glm_lightning.tokenizers import Tokenizer
 
+# Tests run side by side, a process a core, and so do the ranks and runs that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. Who are you? I am an assistant. user assistant system\n",
     "类型#裙*材质#棉*风格#简约。这条裙子很好看，面料舒适，显瘦。你好！请问你是谁？我是一个助手。\n",

@@ -29,6 +29,12 @@ def test_only_matrices_decay():
     assert decays == {id(network[0].weight): 0.1, id(network[1].weight): 0.0, id(network[1].bias): 0.0}
 
 
+def test_scales_in_the_shape_of_a_matrix_do_not_decay():
+    scales = [("ia3_keys", nn.Parameter(torch.ones(4, 1))), ("ia3_inner", nn.Parameter(torch.ones(1, 4)))]
+    (group,) = optim.parameter_groups(scales, weight_decay=0.1)
+    assert group["weight_decay"] == 0
+
+
 def test_adamw_names_every_bad_value_at_once():
     with pytest.raises(UserError) as caught:
         optim.adamw([("w", nn.Parameter(torch.zeros(2, 2)))], lr=-1, betas=(0.9, 1.5))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning.config import composing, places
 from glm_lightning.config.overrides import problems_of
@@ -78,8 +79,18 @@ def _check(overrides: Sequence[str], *, multirun: bool, config_name: str) -> Non
 def _own_data(overrides: Sequence[str]) -> list[str]:
     """What is added where rows are given but not how they are read: else the demo's settings would go with them."""
     says = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    alone = "data.train" in says and not says & {"data", "resume"}
+    alone = "data.train" in says and not says & {"data", "resume"} and not any(map(_chooses_data, overrides))
     return ["data=auto"] if alone and (places.conf_dir() / "data/auto.yaml").is_file() else []
+
+
+def _chooses_data(override: str) -> bool:
+    """Whether it is an experiment that says itself how rows are read."""
+    key, _, name = override.partition("=")
+    file = places.conf_dir() / f"experiment/{name}.yaml"
+    if key.lstrip("+") != "experiment" or not file.is_file():
+        return False
+    chosen: Any = OmegaConf.select(OmegaConf.load(file), "defaults", default=[])
+    return any("override /data" in entry for entry in chosen)
 
 
 def _override_places(argv: Sequence[str]) -> list[int]:

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,10 +62,18 @@ def build(
     with lock(folder / f"{key}.lock", timeout=_LONGEST_WAIT):
         if (target / COUNTS).is_file():
             return target, True
+        _sweep(folder)
         work = Work(files=tuple(files), format=format, encoder=encoder)
         with atomic_folder(target) as part:
             _write(part, work, processes)
     return target, False
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what encodings that were killed have left."""
+    for part in folder.glob(".*.part"):
+        if part.is_dir() and time.time() - part.stat().st_mtime > _LONGEST_WAIT:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def key_of(files: Sequence[Path], *, format: Inputs, encoder: Encoder, folder: Path) -> str:

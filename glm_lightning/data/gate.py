@@ -62,13 +62,17 @@ class Gate:
         if self.on_bad_row == "error":
             raise UserError([*_shown(errors, files), *_hint(errors)])
         bad = len({(finding.file, finding.line, finding.row) for finding in errors})
-        if bad > self.max_bad_share * num_rows:
+        if bad > self.max_bad_share * num_rows or bad == num_rows:
+            why = (
+                "so none is left; correct them"
+                if bad == num_rows
+                else f"more than data.max_bad_share={self.max_bad_share:g} of them; correct them or raise it"
+            )
             names = ", ".join(sorted({str(files[finding.file]) for finding in errors}))
             raise UserError(
                 [
                     *_shown(errors, files),
-                    f"{names}: {bad:,} of {num_rows:,} rows are bad ({_by_kind(errors)}), more than "
-                    f"data.max_bad_share={self.max_bad_share:g} of them; correct them or raise it",
+                    f"{names}: {bad:,} of {num_rows:,} rows are bad ({_by_kind(errors)}), {why}",
                 ]
             )
         return errors

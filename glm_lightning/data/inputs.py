@@ -17,6 +17,7 @@ from glm_lightning.data.formats.recognition import NUM_ROWS, described, named, r
 from glm_lightning.data.formats.text import Text
 from glm_lightning.data.hub import HubName
 from glm_lightning.data.reading import Problems, Row
+from glm_lightning.data.reading.opening import suffix_of
 from glm_lightning.files import digest, fingerprint
 from glm_lightning.types import Conversation, Origin, UserError
 
@@ -141,7 +142,8 @@ class Inputs:
     def fingerprint(self) -> str:
         """Changes with everything that decides what is read from the same bytes."""
         code = [fingerprint(file) for file in sorted(Path(reading.__file__).parent.glob("*.py"))]
-        return digest(code, [(file.format.fingerprint, file.encoding) for file in self.files])
+        # a name's ending decides how the bytes are read: a .txt that is renamed to .jsonl has other rows
+        return digest(code, [(file.format.fingerprint, file.encoding, suffix_of(file.path)) for file in self.files])
 
     def check_kind(self) -> None:
         """Raise `UserError` for files whose rows are no conversations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -182,6 +183,7 @@ class DataModule(pl.LightningDataModule):
             "seed": self.seed,
             "group_steps": self.group_steps,
             "rows": len(self.splits.train),
+            "split": hashlib.sha256(self.splits.train.indices.tobytes()).hexdigest()[:32],
             "mixture": [share.rows for share in self.splits.shares["train"]],
         }
 

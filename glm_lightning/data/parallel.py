@@ -7,6 +7,8 @@ import gc
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,7 @@ R = TypeVar("R")
 
 _WORTH_IT = 4 << 20  # bytes of sources; below, starting processes costs more than it gains
 _MOST = 16  # one process reads for all, so more would wait for it
+_WATCH_SECONDS = 0.5
 _function: Callable[[Any], Any]
 
 
@@ -52,7 +55,9 @@ def ordered(function: Callable[[T], R], items: Iterable[T], *, processes: int) -
 
 def _in_processes(function: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[tuple[T, R]]:
     pending: deque[tuple[T, Future[R]]] = deque()
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("fork"), initializer=_begin, initargs=(function,))
+    pool = ProcessPoolExecutor(
+        processes, mp_context=get_context("fork"), initializer=_begin, initargs=(function, os.getpid())
+    )
     try:
         for item in items:
             pending.append((item, _submitted(pool, item)))
@@ -102,11 +107,19 @@ def _result(item: T, future: Future[R]) -> tuple[T, R]:
     return item, future.result()
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _begin(function: Callable[[Any], Any], parent: int) -> None:
     global _function
     _function = function
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked along
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the first one was killed: else it would wait for ever, and hold the cache's lock."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 def _call(item: Any) -> Any:

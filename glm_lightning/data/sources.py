@@ -165,7 +165,7 @@ def _sources(inputs: Mapping[str, Inputs], shares: Mapping[str, Sequence[Share]]
     notices = []
     for name, given in inputs.items():
         if found := given.recognised():
-            what = ", ".join(f"{count} files as {format}" if count > 1 else format for format, count in found.items())
+            what = ", ".join(f"{format} ({count} files)" if count > 1 else format for format, count in found.items())
             notices.append(f"{name}: read as {what}, recognised from the first rows; set data.format to fix it")
         if len(shares[name]) > 1 or any(share.rows != share.available for share in shares[name]):
             notices.append(f"{name}: an epoch is {'; '.join(map(str, shares[name]))}")
@@ -196,6 +196,14 @@ def _split(
         raise UserError(f"data.val and data.test take all {len(rows)} training rows; leave some for training")
     contents, wanted = whole.contents[first], list(counts.values())
     groups = splitting.last(contents, wanted) if split == "last" else splitting.seeded(contents, wanted, seed=seed)
+    if empty := [name for name, group in zip(("train", *counts), groups, strict=True) if not len(group)]:
+        raise UserError(
+            [
+                f"data.{name}: gets no rows: the {len(rows):,} training rows say only {len(np.unique(contents)):,} "
+                "different things, and copies stay on one side; give data.val and data.test larger counts, files, null"
+                for name in empty
+            ]
+        )
     parts = {
         name: whole.subset(np.flatnonzero(np.isin(whole.rows, rows[group])))
         for name, group in zip(("train", *counts), groups, strict=True)

@@ -28,7 +28,9 @@ def number_of_rows(size: int | float, *, key: str, num_rows: int) -> int:
             f"{key}={size}: a share of the training rows lies between 0 and 1; give a whole number for a count"
         )
     if not 0 < count < num_rows:
-        raise UserError(f"{key}={size}: that is {count} of {num_rows} rows; leave at least one on each side")
+        raise UserError(
+            f"{key}={size}: that is {count} of {num_rows} rows; leave at least one on each side, or say {key}=null"
+        )
     return count
 
 

@@ -23,6 +23,9 @@ from glm_lightning.inspection.page import page
 from glm_lightning.inspection.terminal import show
 from glm_lightning.tokenizers import Tokenizer
 
+PAD_TO_MULTIPLE = 64
+"""As conf/data/default.yaml has it."""
+
 
 def main(argv: Sequence[str]) -> None:
     """Measure data, and print what was found; weights are not loaded."""
@@ -35,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
         format=options.format,
         encoding=options.encoding,
         max_length=options.max_length,
-        max_tokens=max(options.max_tokens, options.max_length),
+        max_tokens=max(options.max_tokens, -(-options.max_length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE),
+        pad_to_multiple=PAD_TO_MULTIPLE,
         batch_size=options.batch_size,
         on_bad_row="quarantine",
         max_bad_share=1.0,

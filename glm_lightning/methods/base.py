@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import lightning.pytorch as pl
 import torch
@@ -140,6 +140,19 @@ class Method(pl.LightningModule, ABC):
         network.train()
         self.network = network
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As torch's, but buffers keep their type.
+
+        Lightning's true precisions cast the whole module: in 16 bits rotary frequencies turn far positions elsewhere.
+        """
+        before = dict(self.named_buffers())
+        super().to(*args, **kwargs)
+        for name, moved in list(self.named_buffers()):
+            if moved.dtype != before[name].dtype:
+                path, _, leaf = name.rpartition(".")
+                setattr(self.get_submodule(path), leaf, before[name].to(moved.device))
+        return self
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over what is trained, its schedule moving once per optimizer step."""
         optimizer = self.ingredients.optimizer(self._network.named_parameters())
@@ -172,7 +185,9 @@ class Method(pl.LightningModule, ABC):
         """
         if batch.position_ids is not None and not self._tried_packing:
             self._tried_packing = True
-            refuse_leaks(self._network, batch)
+            # Lightning's hooks are outside its autocast, and what is trained may be of another type than the rest
+            with self.trainer.precision_plugin.forward_context():
+                refuse_leaks(self._network, batch)
         place = (self.trainer.global_step, batch_idx, self.global_rank)
         seed = self.ingredients.seed
         for number in place:

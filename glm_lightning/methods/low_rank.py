@@ -45,7 +45,7 @@ class LowRank:
     extra_modules: list[str]
 
     def __post_init__(self) -> None:
-        if problems := [*self._wrong_values(), *self._wrong_init(), *self._wrong_pairs()]:
+        if problems := [*self._wrong_values(), *self._wrong_expressions(), *self._wrong_init(), *self._wrong_pairs()]:
             raise UserError(problems)
 
     def _wrong_values(self) -> Iterator[str]:
@@ -63,6 +63,14 @@ class LowRank:
         for pattern, alpha in self.alpha_pattern.items():
             if alpha <= 0:
                 yield f"method.alpha_pattern gives {pattern!r} {alpha}: must be above 0"
+
+    def _wrong_expressions(self) -> Iterator[str]:
+        for key in ("rank_pattern", "alpha_pattern", "extra_modules"):
+            for pattern in getattr(self, key):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    yield f"method.{key} holds {pattern!r}: no regular expression: {error}"
 
     def _wrong_init(self) -> Iterator[str]:
         if self.init in _NEED_DATA:
@@ -183,7 +191,7 @@ class LowRank:
             init_lora_weights=True if self.init == "default" or self.splits else self.init,  # type: ignore[arg-type]
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern=dict(self.alpha_pattern),
-            modules_to_save=list(self.extra_modules) or None,
+            modules_to_save=[n for name in self.extra_modules for n in _for_peft(name, network)] or None,
             # Where embedding and head are one matrix, they stay one.
             ensure_weight_tying=_tied_in(extra, network),
             task_type="CAUSAL_LM",
@@ -198,6 +206,13 @@ class LowRank:
             return layers.resolved(self.targets, network), experts
         modules = [name for name in layers.endings(adapted) if name not in by_parameter]
         return modules, [f"{name}.weight" for name in by_parameter] + experts
+
+
+def _for_peft(name: str, network: PreTrainedModel) -> list[str]:
+    """``name``, or the whole names of what it stands for where PEFT, which compares ends of texts, finds others."""
+    found = layers.modules(name, network)
+    ending = {path for path, _ in network.named_modules() if path.endswith(name)}
+    return [name] if ending == found.keys() else sorted(found)
 
 
 def _tied_in(modules: Iterable[nn.Module], network: PreTrainedModel) -> bool:

@@ -20,6 +20,7 @@ from transformers.conversion_mapping import (
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
 from glm_lightning.files import write_json
+from glm_lightning.models import families
 from glm_lightning.types import UserError
 
 _ROTARY_BASE = 10000.0
@@ -59,11 +60,11 @@ _NEEDED = ("num_layers", "padded_vocab_size", "hidden_size", "ffn_hidden_size", 
 def config(raw: Mapping[str, Any]) -> GlmConfig:
     """What transformers calls the same architecture; ``raw`` is the official config.json.
 
-    ``rope_ratio`` stretches the base of the rotary positions, as in the official code. (The converter that comes with
+    ``rope_ratio`` stretches the rotary positions, as in the official code (see `_rope`). (The converter that comes with
     transformers loses it: it asks a dict for an attribute.)
 
     Raises:
-        UserError: a key says what no release says and this architecture has not.
+        UserError: a key says what no release says and this architecture has not, or what ``rope_ratio`` means is open.
     """
     wrong = [f"{key} is {raw[key]!r}, not {value!r}" for key, value in _FIXED.items() if raw.get(key, value) != value]
     missing = [key for key in _NEEDED if key not in raw]
@@ -78,21 +79,31 @@ def config(raw: Mapping[str, Any]) -> GlmConfig:
         num_key_value_heads=heads,
         hidden_act="silu",
         attention_bias=True,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": _ROTARY_BASE * raw.get("rope_ratio", 1),
-            "partial_rotary_factor": 0.5,
-        },
+        rope_parameters=_rope(raw) | {"partial_rotary_factor": 0.5},
         architectures=["GlmForCausalLM"],
     )
     translated.dtype = getattr(torch, raw.get("torch_dtype") or "float16")
     return translated
 
 
+def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_ratio`` divides the positions of ChatGLM2 (its 32K release), and multiplies the base of all later ones."""
+    ratio, generation = raw.get("rope_ratio", 1), families.generation(raw)
+    if ratio != 1 and generation is None:
+        raise UserError(
+            f"config.json: rope_ratio is {ratio!r}, which divides the positions of ChatGLM2 and multiplies the rotary "
+            "base of ChatGLM3, and nothing tells which of the two it is; write chatglm2 or chatglm3 into _name_or_path"
+        )
+    if ratio != 1 and generation == "chatglm2":
+        return {"rope_type": "linear", "factor": float(ratio), "rope_theta": _ROTARY_BASE}
+    return {"rope_type": "default", "rope_theta": _ROTARY_BASE * ratio}
+
+
 def raw_config(config: GlmConfig, *, original: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The official config.json of a network; ``original``, the one it was loaded with, gives order and other keys."""
     rope: Any = config.rope_parameters
-    ratio = rope["rope_theta"] / _ROTARY_BASE
+    linear = rope["rope_type"] == "linear"
+    ratio = rope["factor"] if linear else rope["rope_theta"] / _ROTARY_BASE
     own = {key: getattr(config, native) for key, native in _KEYS.items()}
     own |= {
         "multi_query_attention": True,
@@ -101,7 +112,11 @@ def raw_config(config: GlmConfig, *, original: Mapping[str, Any] | None = None) 
         "torch_dtype": str(config.dtype or torch.float16).removeprefix("torch."),
     }
     if original is None:
-        return {"model_type": "chatglm", "architectures": ["ChatGLMModel"], **_FIXED, **own}
+        made = {"model_type": "chatglm", "architectures": ["ChatGLMModel"], **_FIXED, **own}
+        if ratio != 1 and families.generation(made) is None:
+            # The name alone tells what `rope_ratio` means; see `_rope`.
+            made["_name_or_path"] = f"THUDM/chatglm{2 if linear else 3}-6b-32k"
+        return made
     # Keys that the original leaves out stay out while they say what their absence says.
     default = own | {"rope_ratio": 1, "bos_token_id": None}
     return {**original, **{key: value for key, value in own.items() if key in original or value != default[key]}}

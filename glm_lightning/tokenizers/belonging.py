@@ -17,12 +17,15 @@ def check(tokenizer: Tokenizer, config: Any) -> list[str]:
     ``config`` is a `PretrainedConfig`, whose embedding must have a row for each id. In the GLM family the ids of its
     control tokens must be the tokenizer's, too; configurations of others often name ids that nothing uses.
     """
-    settings = config.get_text_config().to_dict()
+    text = config.get_text_config()
+    settings = text.to_dict()
     rows = settings["vocab_size"]
     problems = []
     if tokenizer.vocab_size > rows:
         problems.append(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {rows} rows")
     if "[gMASK]" in tokenizer.controls:
+        if settings.get("model_type") == "glm4_moe_lite" and text.bos_token_id == type(text)().bos_token_id:
+            settings["bos_token_id"] = None  # the class of GLM-4.7-Flash names one (0), its files do not
         problems += [*_moved(tokenizer.controls, settings), *_unknown(tokenizer.controls, settings)]
     return problems
 

@@ -118,9 +118,20 @@ def _controls(spec: dict[str, Any], named: set[str]) -> dict[str, int]:
 
 def _without_controls(spec: dict[str, Any], controls: Mapping[str, int]) -> dict[str, Any]:
     """The description of the same tokenizer for which the names of control tokens are ordinary text."""
-    kept = [token for token in spec["added_tokens"] if token["content"] not in controls]
-    spec = spec | {"added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
+    pieces = _pieces(spec["model"])
+    # The library numbers added tokens behind the pieces anew, whatever ids they have here: one that is left out would
+    # move those behind it (`<think>` of GLM-4.5 to the id of `<|endoftext|>`). So it stays, under a name no text holds.
+    added = [
+        token | {"content": secrets.token_hex(16)} if token["content"] in controls else token
+        for token in spec["added_tokens"]
+        if token["content"] not in controls or token["content"] not in pieces
+    ]
+    spec = spec | {"added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
     return spec | {"model": _hidden(spec["model"], controls), "pre_tokenizer": _unprefixed(spec["pre_tokenizer"])}
+
+
+def _pieces(model: dict[str, Any]) -> set[str]:
+    return set(model["vocab"]) if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
 
 
 def _hidden(model: dict[str, Any], controls: Mapping[str, int]) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def _hidden(model: dict[str, Any], controls: Mapping[str, int]) -> dict[str, Any
 
     A unigram or word-level model would else find the piece `</s>` in text. The ids stay where they are.
     """
-    pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
+    pieces = _pieces(model)
     names = {name: secrets.token_hex(16) for name in controls if name in pieces and name != model.get("unk_token")}
     if not names:
         return model

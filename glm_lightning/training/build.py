@@ -30,6 +30,9 @@ from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
 from glm_lightning.training.problems import Problems, in_numbers, made
 
+SHARDING = ("fsdp", "deepspeed", "model_parallel")
+"""Beginnings of the names of strategies that put parts of a weight on several devices."""
+
 
 def build(config: DictConfig, folder: RunFolder) -> Parts:
     """Instantiate the parts of ``config`` and encode the data.
@@ -89,7 +92,12 @@ def _clashes(config: DictConfig) -> Iterator[str]:
     method: Any = get_class(config.method._target_)
     name = config.method._target_.rpartition(".")[2]
     strategy = str(config.trainer.strategy)
-    for refused, instead in method.refused_strategies.items():
+    refusals = dict(method.refused_strategies)
+    if config.model.get("quantize") is not None:
+        refusals = (
+            dict.fromkeys(SHARDING, "quantised layers are not sharded; use trainer=ddp, or quantize=null") | refusals
+        )
+    for refused, instead in refusals.items():
         if strategy.startswith(refused):
             yield f"trainer.strategy is {strategy}: {name} cannot work with it; {instead}"
     if config.data.get("packing") and not method.packs:

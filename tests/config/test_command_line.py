@@ -200,4 +200,7 @@ def test_rows_of_ones_own_come_without_the_demos_settings() -> None:
     assert arguments(["data.train=mine.jsonl", "seed=3"]) == ["data.train=mine.jsonl", "seed=3", "data=auto"]
     for said in (["data=alpaca"], ["data=demo"], ["resume=somewhere"]):
         assert arguments(["data.train=mine.jsonl", *said]) == ["data.train=mine.jsonl", *said]
+    asked = ["data.train=mine.jsonl", "experiment=adgen_chatglm_6b_lora"]
+    assert arguments(asked) == asked, "an experiment says itself how its rows are read"
+    assert arguments(["data.train=mine.jsonl", "experiment=cpu"])[-1] == "data=auto"
     assert compose(["data.max_length=64"]).data.train.endswith("demo/data/train.jsonl")

@@ -294,6 +294,47 @@ def test_of_several_processes_one_encodes_and_the_others_wait(glm4_tokenizer: To
     assert sorted(said) == ["False", "True"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_processes_end_with_the_first_one_even_if_it_is_killed(tmp_path: Path) -> None:
+    script = """
+    import itertools, os, time
+    from glm_lightning.data import parallel
+    def work(item):
+        time.sleep(0.01)
+        return os.getpid()
+    for _, pid in parallel.ordered(work, itertools.count(), processes=2):
+        print(pid, flush=True)
+    """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert child.stdout is not None
+    with child.stdout:
+        pids = {int(child.stdout.readline()) for _ in range(10)}
+        child.kill()
+        child.wait()
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_what_killed_encodings_left_is_removed_in_time(kitchen: Kitchen) -> None:
+    folder = kitchen.folder / "left"
+    old, new = folder / ".old.1.part", folder / ".new.2.part"
+    for part in (old, new):
+        part.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    kitchen.build(kitchen.write([{"prompt": "q", "response": "a"}]), "left")
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 @given(masks=st.lists(st.lists(st.booleans(), max_size=5), max_size=6))
 def test_a_label_in_the_first_position_is_not_counted(masks: list[list[bool]]) -> None:
     offsets = np.cumsum([0, *map(len, masks)]).astype(np.int32)

@@ -224,3 +224,9 @@ def test_nothing_is_lost_in_silence(load: Load, tmp_path: Path, lines: list[obje
     assert counts["rows"] == sum(line != "" for line in lines) + 1
     assert counts["refused"] == len(named)
     assert splits.train.num_rows + len(named) == counts["rows"]
+
+
+def test_a_file_of_which_no_row_is_left_says_why(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"2 of 2 rows are bad \(2 missing\), so none is left") as error:
+        load(write(tmp_path / "a.jsonl", [{"prompt": "q"}, {"prompt": "p"}]), gate=QUARANTINE)
+    assert len(error.value.problems) == 3

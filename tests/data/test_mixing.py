@@ -140,6 +140,19 @@ def test_a_checkpoint_is_not_resumed_with_another_mixture(tmp_path: Path, glm4_t
         module({"path": a, "rows": 6}, {"path": b, "rows": 6}).load_state_dict(first.state_dict())
 
 
+def test_a_checkpoint_is_not_resumed_with_another_split(tmp_path: Path, glm4_tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", rows("a", 20))
+
+    def module(split: Any) -> DataModule:
+        made = DataModule(train=str(path), val=4, split=split, cache_dir=str(tmp_path / "cache"), max_length=64)
+        made.load(glm4_tokenizer, templates.find("glm4", glm4_tokenizer, "glm"))
+        return made
+
+    module("last").load_state_dict(module("last").state_dict())
+    with pytest.raises(UserError, match=r"data.split: the checkpoint was made with"):
+        module("last").load_state_dict(module("seeded").state_dict())
+
+
 @pytest.mark.parametrize(
     ("train", "expected"),
     [

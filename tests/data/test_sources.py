@@ -225,6 +225,23 @@ def test_files_without_rows_are_refused(room: Room) -> None:
         room.load(write(room.folder / "a.jsonl", []))
 
 
+def test_a_part_that_copies_leave_without_rows_is_refused(room: Room) -> None:
+    path = write(room.folder / "a.jsonl", rows(*[1, 2, 3] * 10))
+    with pytest.raises(UserError, match=r"data\.val: gets no rows: the 30 training rows say only 3 different things"):
+        room.load(path, val=0.1)
+    val = room.load(path, val=10).val
+    assert val is not None
+    assert len(val) == 10
+
+
+def test_a_file_that_is_renamed_is_read_by_its_new_name(room: Room) -> None:
+    path = room.folder / "a.txt"
+    path.write_text(json.dumps(rows(1)[0]).replace("{", "{ "), encoding="utf-8")
+    with pytest.raises(UserError, match="no prompt"):
+        room.load(path)
+    assert len(room.load(path.rename(room.folder / "a.jsonl")).train) == 1
+
+
 def test_rows_of_which_nothing_is_learned_are_refused(room: Room) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]
     with pytest.raises(UserError, match=r"a\.jsonl:1: no answer is to be learned"):

@@ -163,3 +163,12 @@ def test_no_weights_are_read(path: Path, tiny_glm: Path, tmp_path: Path, capsys:
 )
 def test_languages_are_told_by_their_script(text: str, expected: str) -> None:
     assert language(text) == expected
+
+
+def test_a_length_that_is_no_multiple_of_the_padding_fits(
+    path: Path, tiny_glm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--model", str(tiny_glm), "--max-length", "100", "--max-tokens", "1")
+    facts = inspected(capsys, str(path), *options)
+    assert facts["parts"]["train"]["truncated"]["samples"]
+    assert facts["plan"]["max_tokens"] == 128

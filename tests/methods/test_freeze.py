@@ -1,13 +1,15 @@
 """Freezing: which of the base's own weights move."""
 
 import re
+import shutil
 
 import pytest
 import torch
 from tiny_families import FAMILIES, learn, logits, made, network_of, skeleton_of
 from transformers import AutoModelForCausalLM
 
-from glm_lightning.methods import layers
+from glm_lightning.methods import layers, weights
+from glm_lightning.methods.freeze import Freeze
 from glm_lightning.types import UserError
 
 
@@ -97,3 +99,26 @@ def test_what_cannot_be_is_refused_by_name(knobs, pattern):
     with pytest.raises(UserError, match=pattern) as caught:
         made("freeze", **knobs).examine(skeleton_of("glm"))
     assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_sixteen_bits_on_disk(train, tiny_glm, tmp_path, monkeypatch, precision):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_glm, folder)
+    AutoModelForCausalLM.from_pretrained(tiny_glm, dtype=torch.bfloat16).save_pretrained(folder)
+    seen = []
+    monkeypatch.setattr(Freeze, "on_train_end", lambda self: seen.append(dict(self.named_buffers())))
+    train("run", f"model.path={folder}", "method=freeze", "method.num_layers=1", "data.packing=true",
+          f"trainer.precision={precision}", "trainer.max_steps=2")  # fmt: skip
+    (buffers,) = seen
+    assert buffers["network.model.rotary_emb.inv_freq"].dtype == torch.float32
+
+
+def test_the_routing_bias_of_a_mixture_is_not_rounded(tmp_path):
+    network = network_of("glm4_moe")
+    (bias,) = [buffer for name, buffer in network.named_buffers() if name.endswith("e_score_correction_bias")]
+    bias.fill_(1.0001)
+    weights.write(network, tmp_path, dtype=torch.bfloat16)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert written.dtype == torch.bfloat16
+    assert torch.equal(written.get_buffer("model.layers.1.mlp.gate.e_score_correction_bias"), bias)

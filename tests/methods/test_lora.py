@@ -244,6 +244,21 @@ def test_extra_modules_are_trained_in_full_and_saved(family, tmp_path):
         assert (logits(network) - logits(base)).abs().max() == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("norm", {"model.norm"}),
+        (
+            r"model\.layers\.0\..*layernorm",
+            {"model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"},
+        ),
+    ],
+)
+def test_a_name_means_the_same_modules_to_peft(name, found):
+    trained = [key for key in lora(extra_modules=[name]).trained() if ".modules_to_save." in key]
+    assert {key.partition(".modules_to_save.")[0].removeprefix("network.base_model.model.") for key in trained} == found
+
+
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_what_is_one_matrix_stays_one(name, tmp_path):
     def tied():
@@ -303,6 +318,8 @@ def test_a_trained_head_has_its_loss_and_gradient():
         ({"rank_pattern": {"o_proj": 2}, "targets": "qkv"}, r"'o_proj': matches no layer that is adapted"),
         ({"rank_pattern": {"q_proj": 0}}, r"gives 'q_proj' 0: must be 1 or more"),
         ({"alpha_pattern": {"q_proj": 0}}, r"gives 'q_proj' 0: must be above 0"),
+        ({"rank_pattern": {"[q_proj": 2}}, r"rank_pattern holds '\[q_proj': no regular expression"),
+        ({"extra_modules": ["(norm"]}, r"extra_modules holds '\(norm': no regular expression"),
         ({"experts": True}, r"method\.experts is true: this network has no experts"),
         ({"experts": True, "dropout": 0.1, "family": "glm4_moe"}, r"experts take none; set dropout=0"),
         ({"experts": True, "dora": True, "family": "glm4_moe"}, r"no DoRA for experts"),

@@ -99,7 +99,7 @@ def folder(tmp_path: Path) -> Folder:
     return make
 
 
-def naive(state: dict[str, Tensor], ids: Tensor, *, base: float = 10000.0) -> Tensor:
+def naive(state: dict[str, Tensor], ids: Tensor, *, base: float = 10000.0, scale: float = 1.0) -> Tensor:
     """The network once more, from its description: loops over heads and positions, float64."""
     state = {key: value.double() for key, value in state.items()}
     hidden = state["transformer.embedding.word_embeddings.weight"][ids[0]]
@@ -110,7 +110,7 @@ def naive(state: dict[str, Tensor], ids: Tensor, *, base: float = 10000.0) -> Te
     def rotated(x: Tensor, position: int) -> Tensor:
         x = x.clone()
         for pair in range(4):  # the first half of a head of 16, in neighbouring pairs
-            angle = torch.tensor(position / base ** (2 * pair / 8), dtype=torch.float64)
+            angle = torch.tensor(position / scale / base ** (2 * pair / 8), dtype=torch.float64)
             a, b = x[2 * pair].clone(), x[2 * pair + 1].clone()
             x[2 * pair] = a * angle.cos() - b * angle.sin()
             x[2 * pair + 1] = b * angle.cos() + a * angle.sin()
@@ -147,6 +147,27 @@ def test_the_network_is_the_described_one(folder: Folder, ratio: int | None) -> 
     assert type(network) is GlmForCausalLM
     expected = naive(tensors(), IDS, base=10000.0 * (ratio or 1))
     assert (network(IDS).logits[0] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("ratio", [4, 16])
+def test_the_ratio_of_chatglm2_divides_the_positions(folder: Folder, tmp_path: Path, ratio: int) -> None:
+    source = Source(path=str(folder(_name_or_path="THUDM/chatglm2-6b-32k", rope_ratio=ratio)))
+    logits = source.load(dtype="float64").eval()(IDS).logits[0]
+    assert (logits - naive(tensors(), IDS, base=10000.0, scale=ratio)).abs().max() < 1e-5
+    for name, original in (("with", source.raw_config), ("without", None)):
+        (tmp_path / name).mkdir()
+        official.save(source.load(), tmp_path / name, original=original)
+        again = Source(path=str(tmp_path / name))
+        assert again.raw_config["rope_ratio"] == ratio
+        assert torch.equal(again.load(dtype="float64").eval()(IDS).logits[0], logits)
+    source.load().save_pretrained(tmp_path / "native")
+    assert torch.equal(Source(path=str(tmp_path / "native")).load(dtype="float64").eval()(IDS).logits[0], logits)
+
+
+def test_a_ratio_that_nothing_explains_is_refused(folder: Folder) -> None:
+    assert Source(path=str(folder(_name_or_path="x", transformers_version=None))).config
+    with pytest.raises(UserError, match=r"rope_ratio is 4, .*write chatglm2 or chatglm3 into _name_or_path"):
+        Source(path=str(folder(_name_or_path="x", transformers_version=None, rope_ratio=4, name="x"))).check()
 
 
 def test_weights_keep_their_type(folder: Folder) -> None:

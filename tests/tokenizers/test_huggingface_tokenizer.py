@@ -72,6 +72,17 @@ def test_tokens_in_angle_bars_are_control_tokens_even_where_the_file_does_not_sa
     assert len(ours.encode(["aa"])[0]) == 1, "an added token that is ordinary text stays one token"
 
 
+def test_words_of_their_own_behind_control_tokens_keep_their_ids() -> None:
+    backend = Backend(models.BPE({"a": 0, "<": 1, ">": 2}, []))
+    backend.add_special_tokens([AddedToken("<|end|>"), AddedToken("<|user|>")])
+    backend.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer = HuggingFaceTokenizer(hf)
+    text = "<think>a</think>a"
+    assert tokenizer.encode([text]) == [hf.encode(text)] == [[5, 0, 6, 0]]
+    assert not {3, 4} & set(tokenizer.encode(["<|end|>a<|user|>"])[0])
+
+
 def test_texts_behind_a_control_token_get_no_prefix_space() -> None:
     backend = Backend(models.BPE({"▁": 0, "a": 1}, []))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from official_rules import CORPUS, FILES, SPELLED, Official, no_names, official, write
-from transformers import GlmConfig
+from transformers import Glm4MoeLiteConfig, GlmConfig
 
 from glm_lightning import tokenizers
 from glm_lightning.inference.generation import pieces
@@ -345,6 +345,15 @@ def test_an_id_that_is_no_such_control_token_is_refused_with_both_numbers(ours: 
     (problem,) = tokenizers.check(ours, config_of(ours, **{key: value}))
     assert f"{key} is {wrong}" in problem
     assert str(ours.control_id("[MASK]" if key == "mask_token_id" else "[gMASK]")) in problem
+
+
+def test_a_begin_id_that_only_the_class_of_the_configuration_names_is_no_fault(ours: Tokenizer) -> None:
+    ids = {"vocab_size": ours.vocab_size, "pad_token_id": ours.pad_id, "eos_token_id": [ours.pad_id]}
+    flash = Glm4MoeLiteConfig(**ids)
+    assert flash.bos_token_id == 0
+    assert tokenizers.check(ours, flash) == []
+    (problem,) = tokenizers.check(ours, Glm4MoeLiteConfig(**ids, bos_token_id=ours.vocab_size + 3))
+    assert "bos_token_id" in problem
 
 
 def test_ids_of_the_first_releases_are_recognised(ours: Tokenizer) -> None:

@@ -328,3 +328,10 @@ def test_values_outside_their_range(refused, override, start):
 
 def test_all_values_outside_their_range_at_once(refused):
     assert len(refused("optimizer.lr=-1", "scheduler.warmup=-3", "trainer.max_epochs=0", "method.rank=0")) == 4
+
+
+@pytest.mark.parametrize("method", ["lora", "ptuning_v2", "qlora"])
+def test_a_quantised_base_is_not_sharded(refused, method):
+    (problem,) = refused(f"method={method}", "quantize=int8", "trainer.strategy=fsdp")
+    assert "trainer.strategy is fsdp" in problem
+    assert "trainer=ddp" in problem
