@@ -83,6 +83,12 @@ def export_model(source: str | Path, out: Path, *, layout: Layout = "native", dt
     return Exported(out, merged.told if merged is not None else "the model as it is")
 
 
+def default_folder(source: str | Path) -> Path:
+    """A folder here, called as the source; with the beginning that the base's licence wants (GLM-4-9B: ``glm-4-``)."""
+    prefix_of_name, name = resolve(source).base.name_prefix, Path(source).name
+    return Path(name if name.startswith(prefix_of_name) else prefix_of_name + name)
+
+
 def _merged(found: Found, glm: GLM) -> Merged | None:
     if found.adapter is None:
         return None
@@ -143,7 +149,9 @@ def main(argv: Sequence[str]) -> None:
         prog="glm export", description="Write what was trained as a whole model (the default) or as an adapter."
     )
     parser.add_argument("source", help="run folder, adapter folder, model folder or hub name")
-    parser.add_argument("out", type=Path, help="the folder to write; must not exist")
+    parser.add_argument(
+        "out", type=Path, nargs="?", help="the folder to write; must not exist (default: named as the source, here)"
+    )
     parser.add_argument("--adapter", action="store_true", help="the adapter alone, in PEFT's format")
     parser.add_argument(
         "--layout",
@@ -155,8 +163,9 @@ def main(argv: Sequence[str]) -> None:
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="default: the base's"
     )
     options = parser.parse_args(argv)
+    out = options.out or default_folder(options.source)
     if options.adapter:
-        exported = export_adapter(options.source, options.out)
+        exported = export_adapter(options.source, out)
     else:
-        exported = export_model(options.source, options.out, layout=options.layout, dtype=options.dtype)
+        exported = export_model(options.source, out, layout=options.layout, dtype=options.dtype)
     Console(highlight=False).print(f"{exported.folder}: {exported.notice}")

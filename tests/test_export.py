@@ -93,3 +93,10 @@ def test_nothing_is_overwritten(train, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="never overwrites"):
         export_model(str(run.path), tmp_path / "out")
+
+
+def test_a_folder_is_called_as_the_licence_wants(train, tmp_path, monkeypatch):
+    run = train("run", "trainer.max_steps=1", "model.name_prefix=glm-4-", "trainer.precision=32-true")
+    monkeypatch.chdir(tmp_path)
+    cli.main(["export", str(run.path), "--adapter"])
+    assert (tmp_path / "glm-4-run" / "adapter_config.json").is_file()

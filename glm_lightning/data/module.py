@@ -29,6 +29,9 @@ from glm_lightning.types import IGNORE, Batch, UserError
 Given = str | dict[str, Any] | list[str | dict[str, Any]]
 """Sources of rows, as yaml has them."""
 
+AUTO_SHARE = 0.05
+"""Share of the training rows that validate, if nothing is said."""
+
 
 @final
 class DataModule(pl.LightningDataModule):
@@ -38,7 +41,8 @@ class DataModule(pl.LightningDataModule):
         train: file, folder, glob or hub's name, or several of them; each may be a mapping, see `sources_of`.
         format: how a row is read, unless a source says otherwise: by name, or ``auto`` to recognise it.
         encoding: of texts without a byte order mark; None is UTF-8.
-        val: the same, or how many rows (a count, or a share below 1) of ``train`` are set aside.
+        val: the same, or how many rows (a count, or a share below 1) of ``train`` are set aside; ``auto`` is
+            `AUTO_SHARE`, or nothing where that is not one row.
         test: the same as ``val``.
         split: ``seeded`` sets aside by content and seed, ``last`` the last rows.
         seed: of the split and of the order.
@@ -95,7 +99,8 @@ class DataModule(pl.LightningDataModule):
             )
         if problems:
             raise UserError(problems)
-        self._parts: dict[str, Any] = {"train": train, "val": val, "test": test}
+        self._val_required = val != "auto"
+        self._parts: dict[str, Any] = {"train": train, "val": val if self._val_required else AUTO_SHARE, "test": test}
         self._reading: dict[str, Any] = {"format": format, "encoding": encoding}
         self._split = split
         self._gate = gate
@@ -114,6 +119,7 @@ class DataModule(pl.LightningDataModule):
         try:
             self.splits = load_splits(
                 **self._parts,
+                val_required=self._val_required,
                 **self._reading,
                 split=self._split,
                 seed=self.seed,

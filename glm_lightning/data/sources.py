@@ -63,6 +63,7 @@ def load_splits(
     train: Entry | Sequence[Entry],
     val: Part,
     test: Part,
+    val_required: bool = True,
     format: str | RowKind[Any] = AUTO,
     encoding: str | None = None,
     split: splitting.Rule,
@@ -79,6 +80,7 @@ def load_splits(
         train: sources of the training rows.
         val: sources of the validation rows, or how many (int) or what share (float) of the training rows to take.
         test: the same for the test rows.
+        val_required: whether it is an error, and not only a notice, if no validation rows can be taken.
         format: how a row is read, unless a source says otherwise; ``auto`` recognises it.
         encoding: of texts without a byte order mark, unless a source says otherwise; None is UTF-8.
         split: rule by which rows are taken from the training rows, see `splitting`.
@@ -99,7 +101,14 @@ def load_splits(
         inputs, lambda _, given: load_dataset(given.paths, format=given, encoder=encoder, folder=folder, gate=gate)
     )
     sizes = {name: size for name, size in (("val", val), ("test", test)) if isinstance(size, int | float)}
-    parts, dropped = _split(loaded["train"], sizes, split=split, seed=seed)
+    why_no_val = None
+    try:
+        parts, dropped = _split(loaded["train"], sizes, split=split, seed=seed)
+    except UserError as error:
+        if val_required or "val" not in sizes:
+            raise
+        why_no_val = str(error)
+        parts, dropped = _split(loaded["train"], {k: v for k, v in sizes.items() if k != "val"}, split=split, seed=seed)
     parts["train"].refused = loaded["train"].refused
     parts |= {name: part for name, part in loaded.items() if name != "train"}
     parts, shared = _judged({name: parts[name] for name in ("train", "val", "test") if name in parts}, gate, folder)
@@ -111,6 +120,8 @@ def load_splits(
     shares = {name: each for name, (_, each) in mixed.items()}
     splits = Splits(parts["train"], parts.get("val"), parts.get("test"), notices=[], counts=counts, shares=shares)
     _check_supervised(splits)
+    if why_no_val:
+        splits.notices.append(f"no rows are set aside for validation: {why_no_val}")
     splits.notices.extend([*_sources(inputs, shares), *_notices(splits, dropped=dropped, max_length=max_length)])
     return splits
 

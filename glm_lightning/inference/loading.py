@@ -140,7 +140,7 @@ def load(
     tokenizer, template = words(base, files)
     chosen = dtype or ("float32" if device == "cpu" else base.dtype)
     held = base.quantize if quantize is None else None if quantize == "none" else quantize
-    model: Any = replace(base, dtype=chosen, quantize=held).load()
+    model: Any = replace(base, dtype=chosen, quantize=held).load(device=device)
     if adapter is not None and prefix.is_prefix(adapter):
         model = prefix.load(model, adapter)
     elif adapter is not None:
@@ -236,7 +236,7 @@ def _resolve_adapter(folder: Path) -> Found:
         base = Source(path=read_json(folder / "adapter_config.json")["base_model_name_or_path"])
         return Found(base, folder, base.location)
     ours = _ours(folder)
-    known = ("hub", "revision", "template", "quantize", "double_quantize")
+    known = ("hub", "revision", "template", "quantize", "double_quantize", "name_prefix")
     base = Source(path=ours["base"], **{key: ours[key] for key in known if key in ours})
     if base.fingerprint != ours["fingerprint"]:
         raise UserError(

@@ -36,8 +36,9 @@ def write(module: nn.Module | None, folder: Path, *, dtype: torch.dtype) -> None
     # buffers stay as they are: a mixture's routing bias is float32 in every release
     cast_too = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     state = {name: value.to(dtype) if name in cast_too else value for name, value in network.state_dict().items()}
+    config_dtype = network.config.dtype
     network.save_pretrained(folder, state_dict=state)
     # which has named the type that the network is held in
-    config_dtype, network.config.dtype = network.config.dtype, dtype
+    network.config.dtype = dtype
     network.config.save_pretrained(folder)
     network.config.dtype = config_dtype

@@ -184,8 +184,11 @@ class Source:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
-    def load(self, *, dtype: WeightsDtype = "auto") -> PreTrainedModel:
+    def load(self, *, dtype: WeightsDtype = "auto", device: str | None = None) -> PreTrainedModel:
         """Load the network for training or inference; ``self.dtype`` wins over ``dtype`` unless it is ``auto``.
+
+        ``device`` is where weights are quantised and stay; None is the current GPU, if there is one. Weights that are
+        not quantised come to the CPU.
 
         Raises:
             UserError: the files lack weights of the network, or hold some of another shape.
@@ -201,6 +204,7 @@ class Source:
             dtype=torch_dtype,
             attn_implementation=self.attention,
             quantization_config=self._quantization(torch_dtype),
+            device_map={"": device} if self.quantize is not None and device is not None else None,
             trust_remote_code=False,
             # `_faults` refuses those with a clearer message
             ignore_mismatched_sizes=True,
@@ -212,6 +216,7 @@ class Source:
             from glm_lightning.models import official
 
             network = official.native(network)
+        _settle_sampling(network)
         if self.quantize is not None:
             quantization.keep_trainable(network)
         if self.gradient_checkpointing:
@@ -242,6 +247,13 @@ class Source:
             return None
         compute = dtype if self.compute_dtype == "auto" else getattr(torch, self.compute_dtype)
         return quantization.settings(self.quantize, double=self.double_quantize, compute_dtype=compute)
+
+
+def _settle_sampling(network: Any) -> None:
+    """Say that sampling flags mean sampling, which some releases leave out; else nothing could be saved."""
+    config = network.generation_config
+    if any(value not in (None, neutral) for value, neutral in ((config.temperature, 1.0), (config.top_p, 1.0))):
+        config.do_sample = True
 
 
 def _faults(report: Any) -> Iterator[str]:

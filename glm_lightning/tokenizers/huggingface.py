@@ -16,6 +16,9 @@ from glm_lightning.files import digest
 from glm_lightning.tokenizers.base import Tokenizer
 from glm_lightning.types import UserError
 
+VERSION = 2
+"""Part of the fingerprint: to be raised when this file gives other ids for the same description."""
+
 # Several published tokenizers do not mark their role tokens as special, though they are (`<｜User｜>`, `<|im_end|>`).
 _CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 
@@ -31,7 +34,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self._controls = _controls(spec, set(hf.all_special_tokens))
         self._control_ids = frozenset(self._controls.values())
         self._backend = Backend.from_str(json.dumps(_without_controls(spec, self._controls), ensure_ascii=False))
-        self._fingerprint = digest(text, sorted(self._controls.items()), hf.pad_token, hf.eos_token, hf.bos_token)
+        self._fingerprint = digest(
+            VERSION, text, sorted(self._controls.items()), hf.pad_token, hf.eos_token, hf.bos_token
+        )
 
     @property
     def hf(self) -> Any:

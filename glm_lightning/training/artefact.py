@@ -27,6 +27,7 @@ def leave_artefact(config: DictConfig, folder: RunFolder, parts: Parts, report: 
             "revision": source.revision,
             "quantize": source.quantize,
             "double_quantize": source.double_quantize,
+            "name_prefix": source.name_prefix,
             "fingerprint": source.fingerprint,
             "template": parts.template.name,
         }

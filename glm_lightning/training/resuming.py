@@ -18,6 +18,9 @@ from glm_lightning.types import UserError
 APART = ("resume", "run_dir", "name")
 """Keys that do not tell one run's settings from another's."""
 
+SETTLED = ("quantize", "model.quantize", "model.double_quantize")
+"""Keys that others have taken their values from, or that would exchange the base. So have all of ``rates``."""
+
 TRUSTED = ("glm_lightning.", "lightning.", "torch.")
 """Where what a stored configuration calls may come from."""
 
@@ -55,6 +58,11 @@ def _resumed(folder: RunFolder, changes: dict[str, Any]) -> DictConfig:
     problems = [
         f"{key}={changes[key]}: a resumed run keeps its {key}; single values, such as trainer.max_epochs, can change"
         for key in parts
+    ]
+    problems += [
+        f"{key}={changes[key]}: is settled when a run begins; a resumed run keeps it"
+        for key in changes
+        if key in SETTLED or key.startswith("rates.")
     ]
     if folder.finished and not changes:
         problems.append(

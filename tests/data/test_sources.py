@@ -262,3 +262,13 @@ def test_rows_on_one_line_are_rows_of_their_own(room: Room) -> None:
     assert splits.val is not None
     assert (splits.train.num_rows, splits.val.num_rows) == (7, 3)
     assert sorted(questions(splits.train) + questions(splits.val)) == sorted(f"question {n}" for n in range(10))
+
+
+def test_validation_that_is_not_asked_for_may_be_none(room: Room) -> None:
+    path = write(room.folder / "a.jsonl", rows(0, 1, 2))
+    splits = room.load(path, val=0.05, val_required=False)
+    assert splits.val is None
+    assert len(splits.train) == 3
+    assert any("no rows are set aside for validation: data.val=0.05: that is 0 of 3 rows" in n for n in splits.notices)
+    with pytest.raises(UserError, match="that is 0 of 3 rows"):
+        room.load(path, val=0.05)

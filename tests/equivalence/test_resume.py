@@ -111,6 +111,15 @@ def test_a_finished_run_says_how_to_go_on(train, tmp_path):
         glm_lightning.train([f"resume={tmp_path / 'done'}", "method=full"])
 
 
+@pytest.mark.parametrize("change", ["quantize=int8", "model.quantize=nf4", "rates.large=1e-3"])
+def test_what_was_settled_at_the_start_cannot_change(train, change):
+    import glm_lightning
+
+    run = train("short", "trainer.max_steps=2")
+    with pytest.raises(UserError, match="is settled when a run begins"):
+        glm_lightning.train([f"resume={run.path}", "trainer.max_steps=4", change])
+
+
 def test_a_foreign_checkpoint_is_refused_by_name(train, tmp_path, tiny_glm, monkeypatch):
     import glm_lightning
 

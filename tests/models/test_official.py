@@ -296,3 +296,11 @@ def test_safetensors_load_as_well(tmp_path: Path) -> None:
     (made / "config.json").write_text(json.dumps(RAW), encoding="utf-8")
     network = Source(path=str(made)).load(dtype="float64").eval()
     assert (network(IDS).logits[0] - naive(tensors(), IDS)).abs().max() < 1e-5
+
+
+def test_sampling_flags_alone_mean_sampling_and_can_be_saved(folder: Folder, tmp_path: Path) -> None:
+    made = folder()
+    (made / "generation_config.json").write_text('{"temperature": 0.8, "top_p": 0.8}', encoding="utf-8")
+    network = Source(path=str(made)).load()
+    network.save_pretrained(tmp_path / "out")
+    assert network.generation_config.do_sample
