@@ -49,7 +49,7 @@ class Finding(NamedTuple):
     line: int  # 1-based, 0 for the whole file
     row: int  # number of the row among all sources, -1 for a line that is no row
     text: str  # what stands behind the path: ":12: output is null; ..."
-    value: Any = None  # the row
+    value: Any = None  # the row, of kinds that are errors by themselves: notices may concern every row of a large set
 
 
 class RawRow(NamedTuple):
@@ -163,7 +163,8 @@ class Work:
     def _finding(self, number: int, raw: RawRow, fault: Fault) -> Finding:
         place = f":{raw.line}: "
         text = fault.removeprefix(f"{self.files[raw.file]}{place}")
-        return Finding(fault.kind, raw.file, raw.line, number, place + text, raw.value)
+        value = raw.value if judging.kinds()[fault.kind].severity == "error" else None
+        return Finding(fault.kind, raw.file, raw.line, number, place + text, value)
 
 
 def _columns(encoded: Sequence[Encoded], rows: Sequence[_Parsed], row_of_sample: Int64s) -> list[Any]:

@@ -196,7 +196,7 @@ def test_every_file_of_conf_composes() -> None:
 
 def test_rows_of_ones_own_come_without_the_demos_settings() -> None:
     alone = compose(["data.train=mine.jsonl"])
-    assert (alone.data.format, alone.data.val, alone.data.max_length) == ("auto", 0.05, 1024)
+    assert (alone.data.format, alone.data.val, alone.data.max_length) == ("auto", "auto", 1024)
     assert arguments(["data.train=mine.jsonl", "seed=3"]) == ["data.train=mine.jsonl", "seed=3", "data=auto"]
     for said in (["data=alpaca"], ["data=demo"], ["resume=somewhere"]):
         assert arguments(["data.train=mine.jsonl", *said]) == ["data.train=mine.jsonl", *said]
