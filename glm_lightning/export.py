@@ -115,14 +115,7 @@ def _write(glm: GLM, base: Source, folder: Path, *, layout: Layout) -> None:
         network.save_pretrained(folder)
         glm.tokenizer.save(folder)
         return
-    if families.is_chatglm_6b(base.raw_config):
-        from glm_lightning.models import chatglm
-
-        chatglm.save(network, folder, original=base.raw_config)
-    else:
-        from glm_lightning.models import official
-
-        official.save(network, folder, original=base.raw_config)
+    families.layout(base.raw_config).save(network, folder, original=base.raw_config)
     glm.tokenizer.save_official(folder)
     if base.is_folder:
         # The official code, for the tools that run it; it is never run here.

@@ -32,6 +32,23 @@ def is_chatglm_6b(raw: Mapping[str, Any]) -> bool:
     )
 
 
+def layout(raw: Mapping[str, Any]) -> Any:
+    """The module that reads and writes an official layout; None for folders in transformers' own.
+
+    Such a module has ``config(raw)``, ``READER`` (whose ``from_pretrained`` understands the files), ``native(network)``
+    and ``save(network, folder, original=raw)``.
+    """
+    if is_official(raw):
+        from glm_lightning.models import official
+
+        return official
+    if is_chatglm_6b(raw):
+        from glm_lightning.models import chatglm
+
+        return chatglm
+    return None
+
+
 def generation(raw: Mapping[str, Any]) -> Generation | None:
     """The generation of an official folder; None for all others, and where ChatGLM2 cannot be told from ChatGLM3.
 

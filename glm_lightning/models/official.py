@@ -150,6 +150,10 @@ register_checkpoint_conversion_mapping(
 )
 
 
+READER = OfficialGlm
+"""The class that loads the official files."""
+
+
 def native(network: OfficialGlm) -> GlmForCausalLM:
     """The loaded network as transformers' own class, which it is in all but name: saving writes its layout."""
     network.__class__ = GlmForCausalLM  # type: ignore[assignment]

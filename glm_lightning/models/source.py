@@ -86,14 +86,8 @@ class Source:
         raw = self.raw_config
         families.refuse_unknown(raw, path=self.path)
         try:
-            if families.is_official(raw):
-                from glm_lightning.models import official
-
-                return official.config(raw)
-            if families.is_chatglm_6b(raw):
-                from glm_lightning.models import chatglm
-
-                return chatglm.config(raw)
+            if layout := families.layout(raw):
+                return cast("PretrainedConfig", layout.config(raw))
             config = AutoConfig.from_pretrained(self.location, revision=self.revision, trust_remote_code=False)
         except UserError as error:
             raise UserError([f"model.path is {self.path!r}: {problem}" for problem in error.problems]) from None
@@ -193,10 +187,13 @@ class Source:
         Raises:
             UserError: the files lack weights of the network, or hold some of another shape.
         """
+        from transformers import AutoModelForCausalLM
+
         self.check()
         chosen = self.dtype if self.dtype != "auto" else dtype
         torch_dtype = self.stored_dtype if chosen == "auto" else getattr(torch, chosen)
-        reader = self._reader()
+        layout = families.layout(self.raw_config)
+        reader: Any = AutoModelForCausalLM if layout is None else layout.READER
         network, report = reader.from_pretrained(
             self._weights_location(),
             revision=self.revision,
@@ -212,30 +209,14 @@ class Source:
         )
         if problems := list(_faults(report)):
             raise UserError([f"model.path is {self.path!r}: {problem}" for problem in problems])
-        if families.is_official(self.raw_config):
-            from glm_lightning.models import official
-
-            network = official.native(network)
+        if layout is not None:
+            network = layout.native(network)
         _settle_sampling(network)
         if self.quantize is not None:
             quantization.keep_trainable(network)
         if self.gradient_checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})
         return cast("PreTrainedModel", network)
-
-    def _reader(self) -> Any:
-        """The class whose ``from_pretrained`` understands the files."""
-        if families.is_official(self.raw_config):
-            from glm_lightning.models.official import OfficialGlm
-
-            return OfficialGlm
-        if families.is_chatglm_6b(self.raw_config):
-            from glm_lightning.models.chatglm import ChatGLMForCausalLM
-
-            return ChatGLMForCausalLM
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
 
     def _weights_location(self) -> str:
         if self.hub == "modelscope" and not self.is_folder:

@@ -6,11 +6,24 @@ Importing this makes ``AutoConfig``, ``AutoModel`` and ``AutoModelForCausalLM`` 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from glm_lightning.models.chatglm.configuration import ChatGLMConfig, config, is_old
-from glm_lightning.models.chatglm.layout import raw_config, save
+from glm_lightning.models.chatglm.layout import native, raw_config, save
 from glm_lightning.models.chatglm.modeling import ChatGLMForCausalLM, ChatGLMModel
 
 AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
 AutoModel.register(ChatGLMConfig, ChatGLMModel, exist_ok=True)
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
 
-__all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMModel", "config", "is_old", "raw_config", "save"]
+READER = ChatGLMForCausalLM
+"""The class that loads the official files."""
+
+__all__ = [
+    "READER",
+    "ChatGLMConfig",
+    "ChatGLMForCausalLM",
+    "ChatGLMModel",
+    "config",
+    "is_old",
+    "native",
+    "raw_config",
+    "save",
+]

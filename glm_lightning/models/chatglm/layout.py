@@ -81,6 +81,11 @@ def raw_config(config: ChatGLMConfig, *, original: Mapping[str, Any] | None = No
     return {**given, **own}
 
 
+def native(network: ChatGLMForCausalLM) -> ChatGLMForCausalLM:
+    """The loaded network: here, as it is."""
+    return network
+
+
 def save(network: ChatGLMForCausalLM, folder: Path, *, original: Mapping[str, Any] | None = None) -> None:
     """Write ``network`` in the official layout: tensors in safetensors shards, bit-equal, and the official config.json.
 
