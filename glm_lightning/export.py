@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from rich.console import Console
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from glm_lightning.files import atomic_folder, write_json, write_text
 from glm_lightning.inference.loading import GLM, Found, load, resolve
-from glm_lightning.methods.merging import Merged, merge
 from glm_lightning.models import Source, families, prefix
 from glm_lightning.models.source import WeightsDtype
 from glm_lightning.types import UserError
+
+if TYPE_CHECKING:
+    from glm_lightning.methods.merging import Merged
 
 Layout = Literal["native", "official"]
 
@@ -92,6 +94,9 @@ def default_folder(source: str | Path) -> Path:
 def _merged(found: Found, glm: GLM) -> Merged | None:
     if found.adapter is None:
         return None
+    # peft takes seconds to import, and complains while it does unless `load` has come first
+    from glm_lightning.methods.merging import merge
+
     probe = _probe(glm)
     trained = None
     if found.base.quantize is not None:
