@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from glm_lightning.data import encoding, judging, parallel, rows, truncation
+from glm_lightning.data import encoding, findings, judging, parallel, rows, truncation
 from glm_lightning.data.encoding import Encoder
+from glm_lightning.data.findings import Finding
 from glm_lightning.data.inputs import Inputs
 from glm_lightning.data.judging.kinds import FILE, OF_ROWS, kind_of
-from glm_lightning.data.progress import Bar
+from glm_lightning.data.progress import Bar, say
 from glm_lightning.data.reading import Problems
-from glm_lightning.data.rows import SCHEMA, Chunk, Done, Finding, RawRow, Work
+from glm_lightning.data.rows import SCHEMA, Chunk, Done, RawRow, Work
 from glm_lightning.files import atomic_folder, digest, fingerprint, lock, read_json, write_json
 from glm_lightning.types import UserError
 
@@ -29,6 +31,7 @@ _CHUNK_ROWS = 1000
 _CHUNK_BYTES = 1 << 22
 _LINES_KEPT = 1_000_000  # of refused ones in a row
 _SETTLED_SECONDS = 2.0
+_QUIET_SECONDS = 2.0  # of waiting for another process before it is told
 _LONGEST_WAIT = 86_400.0  # seconds for another process to encode the same
 _LINE = re.compile(r":(\d+): ")
 
@@ -36,7 +39,7 @@ _ALWAYS_BAD = {kind.name for kind in OF_ROWS}
 
 ARROW = "samples.arrow"
 COUNTS = "counts.json"
-FINDINGS = "findings.jsonl"
+FINDINGS = "findings.arrow"
 
 
 def default_folder() -> Path:
@@ -59,7 +62,7 @@ def build(
     target = folder / key
     if (target / COUNTS).is_file():
         return target, True
-    with lock(folder / f"{key}.lock", timeout=_LONGEST_WAIT):
+    with _turn(folder / f"{key}.lock"):
         if (target / COUNTS).is_file():
             return target, True
         _sweep(folder)
@@ -67,6 +70,20 @@ def build(
         with atomic_folder(target) as part:
             _write(part, work, processes)
     return target, False
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Hold a lock; who has to wait is told for whom."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(path, timeout=_QUIET_SECONDS))
+        except TimeoutError:
+            holder = path.read_text(encoding="utf-8") or "another process"
+            say(f"data: waits for {holder}, which encodes the same rows (its lock: {path})")
+            stack.enter_context(lock(path, timeout=_LONGEST_WAIT))
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
 
 
 def _sweep(folder: Path) -> None:
@@ -97,7 +114,8 @@ def remembered_fingerprint(path: Path, *, folder: Path) -> str:
             return str(kept["sha256"])
     sha256 = fingerprint(path)
     if time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_SECONDS:
-        write_json(memory, {"path": str(path), "stat": now, "sha256": sha256})
+        with contextlib.suppress(OSError):  # a folder of others may hold all the rows, and can still be read
+            write_json(memory, {"path": str(path), "stat": now, "sha256": sha256})
     return sha256
 
 
@@ -105,6 +123,7 @@ def _version() -> list[str]:
     """Changes with the code that decides what is written here."""
     modules = [
         rows,
+        findings,
         encoding,
         truncation,
         judging.base,
@@ -121,7 +140,8 @@ def _write(folder: Path, work: Work, processes: int | None) -> None:
     with (
         pa.OSFile(str(folder / ARROW), "wb") as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
-        (folder / FINDINGS).open("w", encoding="utf-8") as findings,
+        pa.OSFile(str(folder / FINDINGS), "wb") as told,
+        pa.ipc.new_file(told, findings.SCHEMA) as teller,
         Bar("encoding", total=size) as bar,
     ):
         chosen = parallel.choose(processes, size=size)
@@ -129,8 +149,9 @@ def _write(folder: Path, work: Work, processes: int | None) -> None:
             batch = done.batch()
             writer.write_batch(batch)
             _count(counts, batch, chunk, done)
-            for finding in sorted([*chunk.findings, *done.findings], key=lambda each: (each.file, each.line)):
-                findings.write(json.dumps(finding) + "\n")
+            found = sorted([*chunk.findings, *done.findings], key=lambda each: (each.file, each.line))
+            teller.write_batch(findings.batch(found))
+            for finding in found:
                 if finding.kind in _ALWAYS_BAD:
                     problems.add(work.files[finding.file], f"{work.files[finding.file]}{finding.text}")
                     broken = broken or finding.kind == FILE

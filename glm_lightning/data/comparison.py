@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from glm_lightning.data.dataset import Dataset
+from glm_lightning.data.findings import Finding
 from glm_lightning.data.gate import Gate
 from glm_lightning.data.judging import Kind, similarity
-from glm_lightning.data.rows import Finding
+from glm_lightning.data.progress import say
 from glm_lightning.files import digest, fingerprint
 
 Indices = npt.NDArray[np.int64]
@@ -56,17 +57,14 @@ def compare(parts: Mapping[str, Dataset], *, folder: Path) -> list[Shared]:
     """What rows share; found again in ``folder`` where the same parts were compared before."""
     identity = [(name, part.fingerprint, _name(part.indices)) for name, part in parts.items()]
     file = folder / f"shared-{digest(identity, _version())}.npz"
-    if not file.is_file():
-        _save(file, list(_compared(parts)))
-    kinds = {kind.name: kind for kind in similarity.BETWEEN_ROWS}
-    with np.load(file, allow_pickle=False) as kept:
-        names = sorted({name.rpartition("/")[0] for name in kept.files})
-        shared = [
-            Shared(
-                kinds[kind], part, other, kept[f"{kind}/{part}/{other}/pairs"], kept[f"{kind}/{part}/{other}/surplus"]
-            )
-            for kind, part, other in (name.split("/") for name in names)
-        ]
+    if file.is_file():
+        shared = _kept(file)
+    else:
+        shared = list(_compared(parts))
+        try:
+            _save(file, shared)
+        except OSError as error:  # a folder of others, with all that is needed in it
+            say(f"data: rows will be compared again at the next start: {error}")
     order = [kind.name for kind in similarity.BETWEEN_ROWS]
     return sorted(shared, key=lambda each: (list(parts).index(each.part), order.index(each.kind.name)))
 
@@ -86,6 +84,18 @@ def _finding(part: Dataset, index: int, kind: Kind, where: str) -> Finding:
     origin, row = part.origin(index), int(part.rows[index])
     text = f":{origin.line}: says what {where} says; remove one ({kind.name})"
     return Finding(kind.name, part.files.index(origin.path), origin.line, row, text)
+
+
+def _kept(file: Path) -> list[Shared]:
+    kinds = {kind.name: kind for kind in similarity.BETWEEN_ROWS}
+    with np.load(file, allow_pickle=False) as kept:
+        names = sorted({name.rpartition("/")[0] for name in kept.files})
+        return [
+            Shared(
+                kinds[kind], part, other, kept[f"{kind}/{part}/{other}/pairs"], kept[f"{kind}/{part}/{other}/surplus"]
+            )
+            for kind, part, other in (name.split("/") for name in names)
+        ]
 
 
 def _save(file: Path, shared: list[Shared]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,11 @@ import pyarrow as pa
 
 from glm_lightning.data import cache
 from glm_lightning.data.encoding import Encoder, digest
+from glm_lightning.data.findings import Finding, Findings
 from glm_lightning.data.gate import Gate
 from glm_lightning.data.inputs import Inputs
 from glm_lightning.data.reading import Problems
-from glm_lightning.data.rows import SCHEMA, Finding
+from glm_lightning.data.rows import SCHEMA
 from glm_lightning.types import IGNORE, Conversation, Origin, Sample, UserError
 
 Int32s = npt.NDArray[np.int32]
@@ -99,10 +101,36 @@ class Store:
         return self._bytes("sketch")
 
     @cached_property
-    def findings(self) -> list[Finding]:
-        """What was found to be wrong with rows, in their order."""
-        with (self.folder / cache.FINDINGS).open(encoding="utf-8") as stream:
-            return [Finding(*json.loads(line)) for line in stream]
+    def findings(self) -> Findings:
+        """What was found to be wrong with rows."""
+        return Findings(self.folder / cache.FINDINGS)
+
+    def again(self, samples: Collection[int]) -> Iterator[tuple[int, dict[str, Any], Conversation]]:
+        """Some samples with their rows and the conversations in them, read again from the sources as far as they are
+        what they were.
+        """
+        by_file: dict[int, dict[int, list[int]]] = {}
+        for sample in sorted(samples):
+            file, line = self.places[sample].tolist()
+            by_file.setdefault(file, {}).setdefault(line, []).append(sample)
+        for file, wanted in by_file.items():
+            path = self.files[file]
+            for row in self.format.read(path, Problems(), wanted):
+                try:
+                    parsed = self.format.parse(row.value, Origin(path, row.line))
+                except UserError:
+                    continue  # another row stands there now
+                same = digest(parsed)
+                yield from ((each, row.value, parsed) for each in wanted[row.line] if bytes(self.digests[each]) == same)
+
+    @cached_property
+    def identity(self) -> str:
+        """Names the ids and labels of all samples in their order, whatever files, code and settings made them."""
+        ids, learned = hashlib.sha256(self.lengths.tobytes()), hashlib.sha256()
+        for batch in self._batches:
+            ids.update(batch.column("input_ids").flatten().to_numpy())
+            learned.update(batch.column("learned").flatten().to_numpy(zero_copy_only=False))
+        return hashlib.sha256(ids.digest() + learned.digest()).hexdigest()[:32]
 
     def _bytes(self, name: str) -> npt.NDArray[np.uint8]:
         width = SCHEMA.field(name).type.byte_width
@@ -119,7 +147,6 @@ class Dataset:
     def __init__(self, store: Store, *, cached: bool, indices: Indices | None = None) -> None:
         self._store = store
         self._indices = np.arange(len(store), dtype=np.int64) if indices is None else indices
-        self._conversations: dict[int, Conversation] = {}
         self.refused: list[Finding] = []
         """What was wrong with the rows that were left out."""
         self.cached = cached
@@ -150,9 +177,14 @@ class Dataset:
     @property
     def num_rows(self) -> int:
         """How many rows the samples come from."""
-        return len(np.unique(self.rows))
+        return int(self._has_row.sum())
 
-    @property
+    @cached_property
+    def _has_row(self) -> npt.NDArray[np.bool_]:
+        """Whether a row has samples here, by its number. Shape (rows among all sources, at most,)."""
+        return _marked(self.rows)
+
+    @cached_property
     def rows(self) -> Int32s:
         """A number for each sample that is equal for samples of one row and grows along the sources."""
         return self._store.rows[self._indices]
@@ -161,6 +193,11 @@ class Dataset:
     def fingerprint(self) -> str:
         """Names the sources, the format and everything else the samples were made with."""
         return self._store.folder.name
+
+    @property
+    def identity(self) -> str:
+        """Names what the network sees of the file that the samples lie in; see `Store.identity`."""
+        return self._store.identity
 
     @property
     def files(self) -> list[Path]:
@@ -177,27 +214,31 @@ class Dataset:
         """Numbers of the samples in the file that they share with others. Shape (samples,)."""
         return self._indices
 
-    @property
-    def findings(self) -> list[Finding]:
-        """What was found to be wrong with rows of this data set, in their order."""
-        rows = set(self.rows.tolist()) if self._store.findings else set()
-        return [finding for finding in self._store.findings if finding.row in rows]
+    def faults(self) -> list[tuple[int, Finding]]:
+        """How many rows of this data set have a kind of fault, and the first of them, for each kind that there is."""
+        return self._store.findings.by_kind(self._has_row)
 
     def without(self, findings: Sequence[Finding]) -> Dataset:
         """All but the rows of ``findings``, which are kept as the reason."""
-        part = self.subset(np.flatnonzero(~np.isin(self.rows, [finding.row for finding in findings])))
+        gone = _marked(np.array([each.row for each in findings if each.row >= 0], np.int64), size=len(self._has_row))
+        part = self.subset(np.flatnonzero(~gone[self.rows])) if gone.any() else self.subset(np.arange(len(self)))
         part.refused = [*self.refused, *findings]
         return part
 
     def quarantine(self) -> list[dict[str, Any]]:
-        """The rows that were left out: file, line, kind of fault, reason, and the row where it could be read."""
+        """The rows that were left out: file, line, kind of fault, reason, and the row where it can be read."""
+        rows = self._store.rows
+        values: dict[int, Any] = {each.row: each.value for each in self.refused if each.value is not None}
+        unknown = np.array([each.row for each in self.refused if each.row not in values], np.int64)
+        samples = np.flatnonzero(_marked(unknown[unknown >= 0], size=int(rows.max(initial=-1)) + 1)[rows])
+        values |= {int(rows[sample]): value for sample, value, _ in self._store.again(samples.tolist())}
         return [
             {
                 "file": str(self.files[each.file]),
                 "line": each.line,
                 "kind": each.kind,
                 "reason": each.text.removeprefix(f":{each.line}: "),
-                "row": each.value,
+                "row": values.get(each.row) if each.value is None else each.value,
             }
             for each in self.refused
         ]
@@ -235,31 +276,29 @@ class Dataset:
         return Origin(self._store.files[file], line)
 
     def conversation(self, index: int) -> Conversation:
-        """The turns that a sample covers, read again from the source. For the few that are shown or scored.
+        """The turns that a sample covers; see `conversations`."""
+        return self.conversations([index])[0]
+
+    def conversations(self, indices: Iterable[int]) -> list[Conversation]:
+        """The turns that some samples cover, read again from the source. For the few that are shown or scored.
 
         Raises:
             UserError: the source has changed since it was encoded.
         """
-        origin = self.origin(index)
-        if index not in self._conversations:
-            self._read_again(origin.path)
-        if index not in self._conversations:
-            raise UserError(f"{origin}: has changed since it was encoded in this run; start again")
-        return self._conversations[index]
-
-    def _read_again(self, path: Path) -> None:
-        """Take the conversations of all samples of this data set from one file."""
+        chosen = list(indices)
+        samples = [int(self._indices[index]) for index in chosen]
+        found = {sample: conversation for sample, _, conversation in self._store.again(set(samples))}
+        if changed := next((index for index, sample in zip(chosen, samples, strict=True) if sample not in found), None):
+            raise UserError(f"{self.origin(changed)}: has changed since it was encoded in this run; start again")
         turns = self._store.numbers("turns")
-        wanted: dict[int, list[int]] = {}
-        for index in range(len(self)):
-            if (origin := self.origin(index)).path == path:
-                wanted.setdefault(origin.line, []).append(index)
-        for row in self._store.format.read(path, Problems()):
-            for index in wanted.get(row.line, ()):
-                parsed = self._store.format.parse(row.value, Origin(path, row.line))
-                if digest(parsed) == self.digest(index):
-                    kept = parsed.messages[: turns[self._indices[index]]]
-                    self._conversations[index] = replace(parsed, messages=kept)
+        return [replace(found[each], messages=found[each].messages[: turns[each]]) for each in samples]
+
+
+def _marked(numbers: npt.NDArray[np.integer[Any]], *, size: int = 0) -> npt.NDArray[np.bool_]:
+    """An array that is true at ``numbers``, with room for the largest, and ``size`` entries at least."""
+    marks = np.zeros(max(size, int(numbers.max(initial=-1)) + 1), np.bool_)
+    marks[numbers] = True
+    return marks
 
 
 def load(files: Sequence[Path], *, format: Inputs, encoder: Encoder, folder: Path, gate: Gate) -> Dataset:
@@ -271,7 +310,7 @@ def load(files: Sequence[Path], *, format: Inputs, encoder: Encoder, folder: Pat
     target, cached = cache.build(files, format=format, encoder=encoder, folder=folder)
     store = Store(target, files=files, format=format)
     whole = Dataset(store, cached=cached)
-    return whole.without(gate.admit(store.findings, files=files, num_rows=store.counts["rows"]))
+    return whole.without(gate.admit(store.findings.of(gate.errors), files=files, num_rows=store.counts["rows"]))
 
 
 def _reopen(folder: Path, files: list[Path], format: Inputs) -> Store:

@@ -39,13 +39,26 @@ def find(entry: str | Path, *, key: str) -> list[Path]:
     return found
 
 
+def passed_over(entry: str | Path) -> list[Path]:
+    """The files of a folder that are not read, for their names are none of data; none of other entries."""
+    folder = Path(entry).expanduser()
+    if not folder.is_dir() or any((folder / name).is_file() for name in _SAVED):
+        return []
+    taken = set(_in_folder(folder))
+    return [file for file in _visible(folder) if file not in taken]
+
+
 def _in_folder(folder: Path) -> list[Path]:
     if all((folder / name).is_file() for name in _SAVED):
         return sorted(folder.glob("data-*.arrow"))
-    files = [file for file in folder.rglob("*") if suffix_of(file) in KINDS and file.is_file()]
-    seen = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    data = [file for file in seen if KINDS[suffix_of(file)] != "text"]
-    return sorted(data or seen)
+    known = [file for file in _visible(folder) if suffix_of(file) in KINDS]
+    data = [file for file in known if KINDS[suffix_of(file)] != "text"]
+    return data or known
+
+
+def _visible(folder: Path) -> list[Path]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file for file in files if not any(p.startswith(".") for p in file.relative_to(folder).parts))
 
 
 def _of_glob(pattern: Path) -> list[Path]:

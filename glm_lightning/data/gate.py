@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
 from glm_lightning.data import judging
+from glm_lightning.data.findings import Finding
 from glm_lightning.data.judging.kinds import Severity, severities
 from glm_lightning.data.reading import Problems
-from glm_lightning.data.rows import Finding
 from glm_lightning.types import UserError
 
 OnBadRow = Literal["error", "quarantine"]
@@ -49,39 +50,55 @@ class Gate:
         """How grave a kind of fault is."""
         return severities(judging.kinds(), self.severity)[kind]
 
+    @property
+    def errors(self) -> set[str]:
+        """The kinds of fault whose rows are left out, or stop the run."""
+        return {kind for kind, severity in severities(judging.kinds(), self.severity).items() if severity == "error"}
+
     def admit(self, findings: Sequence[Finding], *, files: Sequence[Path], num_rows: int) -> list[Finding]:
         """The findings whose rows are to be left out.
 
         Raises:
             UserError: there are such rows and they are to stop the run, or they are too many.
         """
-        grave = {kind for kind in {finding.kind for finding in findings} if self.severity_of(kind) == "error"}
+        grave = self.errors
         errors = [finding for finding in findings if finding.kind in grave]
         if not errors:
             return []
-        if self.on_bad_row == "error":
-            raise UserError([*_shown(errors, files), *_hint(errors)])
-        bad = len({(finding.file, finding.line, finding.row) for finding in errors})
-        if bad > self.max_bad_share * num_rows or bad == num_rows:
-            why = (
-                "so none is left; correct them"
-                if bad == num_rows
-                else f"more than data.max_bad_share={self.max_bad_share:g} of them; correct them or raise it"
-            )
-            names = ", ".join(sorted({str(files[finding.file]) for finding in errors}))
-            raise UserError(
-                [
-                    *_shown(errors, files),
-                    f"{names}: {bad:,} of {num_rows:,} rows are bad ({_by_kind(errors)}), {why}",
-                ]
-            )
+        too_many = num_bad(errors) > self.max_bad_share * num_rows or num_bad(errors) == num_rows
+        if self.on_bad_row == "error" or too_many:
+            raise UserError([*_shown(errors, files), self._in_all(errors, files, num_rows)])
         return errors
+
+    def _in_all(self, errors: Sequence[Finding], files: Sequence[Path], num_rows: int) -> str:
+        """How many rows are bad, and what can be done."""
+        bad = num_bad(errors)
+        advice = "; correct them, or go on without: data.on_bad_row=quarantine"
+        if bad == num_rows:
+            advice = ", so none is left; correct them, or name how they are to be read: data.format"
+        elif bad > self.max_bad_share * num_rows:
+            enough = math.ceil(100 * bad / num_rows) / 100
+            advice = (
+                f", more than data.max_bad_share={self.max_bad_share:g} of them{advice} data.max_bad_share={enough:g}"
+            )
+        names = ", ".join(sorted({str(files[finding.file]) for finding in errors}))
+        return f"{names}: {bad:,} of {num_rows:,} rows are bad ({_by_kind(errors)}){advice}"
+
+
+def num_bad(errors: Iterable[Finding]) -> int:
+    """How many rows have faults, be they one or several."""
+    return len({(finding.file, finding.line, finding.row) for finding in errors})
 
 
 def in_words(errors: Sequence[Finding]) -> str:
-    """How many rows are bad, and of which kinds."""
-    rows = len({(finding.file, finding.line, finding.row) for finding in errors})
+    """How many rows are bad, and of which kinds their faults are."""
+    rows = num_bad(errors)
     return f"{rows:,} bad row{'s' if rows > 1 else ''} ({_by_kind(errors)})"
+
+
+def _by_kind(errors: Sequence[Finding]) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(each.kind for each in errors).most_common())
+    return f"{len(errors):,} faults: {kinds}" if len(errors) > num_bad(errors) else kinds
 
 
 def _shown(errors: Sequence[Finding], files: Sequence[Path]) -> list[str]:
@@ -90,14 +107,3 @@ def _shown(errors: Sequence[Finding], files: Sequence[Path]) -> list[str]:
     for finding in errors:
         problems.add(files[finding.file], f"{files[finding.file]}{finding.text}")
     return problems.texts
-
-
-def _hint(errors: Sequence[Finding]) -> list[str]:
-    """What there is in all, where not everything is shown."""
-    if len(errors) <= 20:
-        return []
-    return [f"data: {_by_kind(errors)}; correct them, or go on without the bad rows: data.on_bad_row=quarantine"]
-
-
-def _by_kind(errors: Sequence[Finding]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(e.kind for e in errors).most_common())

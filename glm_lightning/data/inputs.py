@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import codecs
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, final
 
 from glm_lightning.data import reading
-from glm_lightning.data.finding import find
+from glm_lightning.data.finding import find, passed_over
 from glm_lightning.data.formats import Format, RowKind
 from glm_lightning.data.formats.recognition import NUM_ROWS, described, named, recognise
 from glm_lightning.data.formats.text import Text
@@ -75,6 +75,10 @@ class Source:
         hub = HubName.of(str(self.path), key=self.key)
         return hub.fetch(key=self.key) if hub else find(self.path, key=self.key)
 
+    def passed_over(self) -> list[Path]:
+        """Files that lie in its folder and are not read."""
+        return [] if HubName.of(str(self.path), key=self.key) else passed_over(self.path)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -87,50 +91,62 @@ class File:
     recognised: bool
     encoding: str | None
 
-    def read(self, problems: Problems) -> Iterator[Row]:
-        """Its rows; see `reading.read`."""
+    def read(self, problems: Problems, lines: Collection[int] | None = None) -> Iterator[Row]:
+        """Its rows, or those of some lines; see `reading.read`."""
         documents = self.format.documents if isinstance(self.format, Text) else "line"
-        return reading.read(self.path, problems, encoding=self.encoding, documents=documents)
+        return reading.read(self.path, problems, encoding=self.encoding, documents=documents, lines=lines)
 
 
 @final
 @dataclass(frozen=True)
 class Inputs:
-    """The files of one part of the data. Each is read and parsed in its own way."""
+    """The files of one part of the data. Each is read and parsed in its own way, and once.
+
+    ``repeated`` are files that were named again; sources without others are left out.
+    """
 
     files: tuple[File, ...]
     sources: tuple[Source, ...]
+    repeated: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, sources: Sequence[Source]) -> Self:
         """Find and, where need be, download and recognise the files of all sources.
 
         Raises:
-            UserError: everything that is not there, stands in two sources or has no format that is known.
+            UserError: everything that is not there, stands in sources that differ or has no format that is known.
         """
         files: dict[Path, File] = {}
+        kept: list[Source] = []
+        repeated: list[Path] = []
         problems: list[str] = []
-        for number, source in enumerate(sources):
+        for source in sources:
+            number, num_files = len(kept), len(files)
             try:
                 for path in source.files():
-                    if path not in files:
-                        files[path] = _file(path, number, source)
-                    elif not source.says_no_more_than(sources[files[path].source]):
+                    first = files.get(path.resolve())
+                    if first is None:
+                        files[path.resolve()] = _file(path, number, source)
+                    elif first.source == number or source.says_no_more_than(kept[first.source]):
+                        repeated.append(path)
+                    else:
                         problems.append(f"{source.key}: {path} is in two entries that say different things of it")
             except UserError as error:
                 problems += error.problems
+            if len(files) > num_files:
+                kept.append(source)
         if problems:
             raise UserError(problems)
-        return cls(tuple(files.values()), tuple(sources))
+        return cls(tuple(files.values()), tuple(kept), tuple(repeated))
 
     @property
     def paths(self) -> list[Path]:
         """Where the files are."""
         return [file.path for file in self.files]
 
-    def read(self, path: Path, problems: Problems) -> Iterator[Row]:
-        """The rows of one of the files."""
-        return self._by_path[path].read(problems)
+    def read(self, path: Path, problems: Problems, lines: Collection[int] | None = None) -> Iterator[Row]:
+        """The rows of one of the files, or those of some of its lines."""
+        return self._by_path[path].read(problems, lines)
 
     def parse(self, row: Mapping[str, Any], origin: Origin) -> Conversation:
         """The conversation in a row of one of the files; see `Format.parse`."""

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from glm_lightning.data.cache import default_folder
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.formats import RowKind
 from glm_lightning.data.gate import Gate, OnBadRow
@@ -130,7 +131,8 @@ class DataModule(pl.LightningDataModule):
                 template=template,
             )
         except OSError as error:
-            raise UserError(f"data: {error}; data.cache_dir is {str(self._cache_dir)!r}") from error
+            folder = self._cache_dir or default_folder()
+            raise UserError(f"data: {error}; encoded data goes to data.cache_dir={folder}, name another") from error
         self._pad_id = tokenizer.pad_id
         return self.splits
 
@@ -150,7 +152,8 @@ class DataModule(pl.LightningDataModule):
         )
         if accumulate == "auto":
             plan = replace(plan, accumulate=plan.needed(epochs))
-        plan.check(epochs)
+        else:
+            plan.check(epochs)
         self.plan = plan
         return plan
 
@@ -177,14 +180,15 @@ class DataModule(pl.LightningDataModule):
 
     def write_quarantine(self, path: Path) -> None:
         """Write the rows that were left out, with the reasons, as JSON lines; nothing if there are none."""
-        lines = [json.dumps(each) for part in self.splits.parts.values() for each in part.quarantine()]
+        lines = [json.dumps(each, default=str) for part in self.splits.parts.values() for each in part.quarantine()]
         if lines:
             write_text(path, "\n".join(lines) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the order of rows; part of every checkpoint."""
         return {
-            "data": self.splits.train.fingerprint,
+            # What was encoded, and not what encoded it: a release whose samples are the same ones goes on with a run.
+            "data": self.splits.train.identity,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "group_steps": self.group_steps,

@@ -5,6 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 1 << 16
+"""Steps times samples that are looked at together."""
+
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Samples in rows of at most ``capacity`` positions: longest first, each into the first row with room for it.
@@ -23,6 +29,28 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             rows[found].append(sample)
             room[found] -= length
     return rows
+
+
+def most_rows(descending: NDArray[np.int32], capacity: int) -> int:
+    """Rows that `first_fit` takes for the step that takes most, of many steps at once.
+
+    Args:
+        descending: lengths of each step's samples (steps, samples), longest first.
+        capacity: positions of a row; no sample has more.
+    """
+    block = max(1, _BLOCK // descending.shape[1])
+    return max(_most_rows(descending[i : i + block], capacity) for i in range(0, len(descending), block))
+
+
+def _most_rows(descending: NDArray[np.int32], capacity: int) -> int:
+    steps, most = np.arange(len(descending)), 0
+    room = np.full(descending.shape, capacity)
+    for lengths in descending.T:
+        # behind the rows in use stands at least one empty one, which every sample fits into
+        row = (room[:, : most + 1] >= lengths[:, None]).argmax(1)
+        room[steps, row] -= lengths
+        most = max(most, int(row.max()) + 1)
+    return most
 
 
 def balanced(lengths: Sequence[int], num_rows: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 from glm_lightning.types import UserError
@@ -25,6 +26,7 @@ R = TypeVar("R")
 _WORTH_IT = 4 << 20  # bytes of sources; below, starting processes costs more than it gains
 _MOST = 16  # one process reads for all, so more would wait for it
 _WATCH_SECONDS = 0.5
+_GROUP = Path("/sys/fs/cgroup")
 _function: Callable[[Any], Any]
 
 
@@ -34,7 +36,21 @@ def choose(processes: int | None, *, size: int) -> int:
         return processes
     if size < _WORTH_IT or sys.platform != "linux":
         return 1
-    return min(len(os.sched_getaffinity(0)), _MOST)
+    return max(1, min(len(os.sched_getaffinity(0)), _quota(), _MOST))
+
+
+def _quota() -> int:
+    """Processors that a container may use, by its control group (version 2, then 1); as many as we take if it is free.
+
+    Python's own `os.process_cpu_count` knows of affinity alone.
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((_GROUP / file).read_text(encoding="ascii") for file in files).split()
+            return max(1, int(quota) // int(period)) if int(quota) > 0 else _MOST
+        except (OSError, ValueError):  # no such version, or "max": no limit
+            continue
+    return _MOST
 
 
 def ordered(function: Callable[[T], R], items: Iterable[T], *, processes: int) -> Iterator[tuple[T, R]]:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_lightning.data.packing import first_fit, pack
+from glm_lightning.data.packing import most_rows, pack
 from glm_lightning.types import UserError
 
 Rows = NDArray[np.int64]
 
+_BLOCK = 1 << 20
+"""Entries of the tables of costs that are held at once."""
 
 Packed = tuple[tuple[int, ...], ...]
 """Rows of a micro-batch, and the samples in each: one, unless they are packed."""
@@ -32,6 +34,42 @@ class MicroBatch(NamedTuple):
 
     rows: Packed
     step_tokens: int  # supervised tokens of the whole optimizer step
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Steps(Sequence[Rows]):
+    """The rows of each optimizer step of an epoch, in one array: there may be hundreds of thousands of steps.
+
+    Args:
+        rows: (rows,) rows of one part after the other.
+        ends: (steps + 1,) where each part ends, with a 0 in front.
+        order: (steps,) the part that each step is.
+    """
+
+    rows: Rows
+    ends: Rows
+    order: Rows
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, step: int) -> Rows: ...
+    @overload
+    def __getitem__(self, step: slice) -> list[Rows]: ...
+    def __getitem__(self, step: int | slice) -> Rows | list[Rows]:
+        if isinstance(step, slice):
+            return [self[each] for each in range(*step.indices(len(self)))]
+        part = self.order[step]
+        return self.rows[self.ends[part] : self.ends[part + 1]]
+
+    def tables(self) -> Iterator[Rows]:
+        """All rows as tables (steps, rows of a step), in no order: one for each size that steps have."""
+        sizes = np.diff(self.ends)
+        for size in np.unique(sizes):
+            first, last = np.flatnonzero(sizes == size)[[0, -1]]
+            yield self.rows[self.ends[first] : self.ends[last + 1]].reshape(-1, size)
 
 
 @dataclass(frozen=True)
@@ -72,24 +110,22 @@ class Plan:
         """Micro-batches of an epoch on each rank."""
         return self.num_steps * self.accumulate
 
-    def steps(self, epoch: int) -> list[Rows]:
+    def steps(self, epoch: int) -> Steps:
         """The rows of each optimizer step: a seeded permutation in equal parts, so that no small rest is left.
 
         Rows of ``group_steps`` neighbouring steps are then exchanged so that each step has rows of like length, and
         the steps are put in random order again.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        steps = np.array_split(rng.permutation(len(self.lengths)), self.num_steps)
+        rows, order = rng.permutation(len(self.lengths)), np.arange(self.num_steps)
+        size, larger = divmod(len(rows), self.num_steps)
+        sizes = np.where(order < larger, size + 1, size)
         if self.group_steps > 1:
-            windows = [steps[start : start + self.group_steps] for start in range(0, len(steps), self.group_steps)]
-            steps = [step for window in windows for step in self._sorted_by_length(window)]
-            steps = [steps[index] for index in rng.permutation(len(steps))]
-        return steps
-
-    def _sorted_by_length(self, window: list[Rows]) -> list[Rows]:
-        rows = np.concatenate(window)
-        ordered = rows[np.argsort(self.lengths[rows], kind="stable")]
-        return np.split(ordered, np.cumsum([len(step) for step in window])[:-1])
+            window = np.repeat(order // self.group_steps, sizes)
+            by_window = window * (int(self.lengths.max()) + 1) + self.lengths[rows]
+            rows = rows[np.argsort(by_window, kind="stable")]
+            order = rng.permutation(self.num_steps)
+        return Steps(rows, np.concatenate([[0], np.cumsum(sizes)]), order)
 
     def split(self, samples: Rows) -> list[Packed]:
         """One step's samples as ``accumulate * world_size`` micro-batches; micro-batch ``m`` of rank ``r`` is at
@@ -126,9 +162,9 @@ class Plan:
 
     def micro_batches(self, epoch: int, *, rank: int = 0, start: int = 0) -> Iterator[MicroBatch]:
         """What ``rank`` runs in ``epoch``, from its micro-batch ``start`` on."""
-        for step, rows in enumerate(self.steps(epoch)):
-            if (step + 1) * self.accumulate <= start:
-                continue
+        steps = self.steps(epoch)
+        for step in range(start // self.accumulate, len(steps)):
+            rows = steps[step]
             # rows that teach nothing may meet; their step's loss is 0
             step_tokens = max(1, int(self.num_supervised[rows].sum()))
             mine = self.split(rows)[rank :: self.world_size]
@@ -136,25 +172,29 @@ class Plan:
                 yield MicroBatch(micro_batch, step_tokens)
 
     def needed(self, epochs: int) -> int:
-        """Micro-batches per rank that every step of the first ``epochs`` epochs fits into."""
-        most = max(self._fewest(rows) for epoch in range(epochs) for rows in self.steps(epoch))
-        return math.ceil(most / self.world_size)
+        """Micro-batches per rank that every step of the first ``epochs`` epochs fits into.
 
-    def _fewest(self, rows: Rows) -> int:
-        """Fewest micro-batches that a step's rows fit into."""
-        if self.packed is None:
-            return _fewest_groups(padded_lengths(self.lengths[rows], self.pad_to_multiple), self.max_tokens)
-        num_rows = len(first_fit(self.lengths[np.sort(rows)].tolist(), self._capacity))
-        return math.ceil(num_rows / (self.max_tokens // self._capacity))
-
-    def check(self, epochs: int) -> None:
-        """Raise `UserError` if a row or a step does not fit into the token budget."""
+        Raises:
+            UserError: a row does not fit into the token budget.
+        """
         longest = int(padded_lengths(self.lengths, self.pad_to_multiple).max())
         if longest > self.max_tokens:
             raise UserError(
                 f"data.max_tokens is {self.max_tokens}: the longest sample takes {longest} positions; "
                 "raise data.max_tokens or lower data.max_length"
             )
+        tables = (table for epoch in range(epochs) for table in self.steps(epoch).tables())
+        return math.ceil(max(self._fewest(self.lengths[table]) for table in tables) / self.world_size)
+
+    def _fewest(self, lengths: NDArray[np.int32]) -> int:
+        """Fewest micro-batches that each of some steps fits into, of samples of these lengths (steps, samples)."""
+        descending = np.sort(lengths, axis=1)[:, ::-1]
+        if self.packed is None:
+            return _fewest_groups(padded_lengths(descending, self.pad_to_multiple), self.max_tokens)
+        return math.ceil(most_rows(descending, self._capacity) / (self.max_tokens // self._capacity))
+
+    def check(self, epochs: int) -> None:
+        """Raise `UserError` if a row or a step does not fit into the token budget."""
         needed = self.needed(epochs)
         if needed > self.accumulate:
             raise UserError(
@@ -187,13 +227,15 @@ def padded_lengths(lengths: NDArray[np.int32], multiple: int) -> NDArray[np.int6
     return -(-lengths.astype(np.int64) // multiple) * multiple
 
 
-def _fewest_groups(padded: NDArray[np.int64], max_tokens: int) -> int:
-    """Fewest micro-batches within the budget: longest first, each as full as it gets."""
-    descending = np.sort(padded)[::-1]
-    groups = start = 0
-    while start < len(descending):
-        start += max(1, max_tokens // int(descending[start]))
+def _fewest_groups(descending: NDArray[np.int64], max_tokens: int) -> int:
+    """Fewest micro-batches within the budget that each step (steps, rows) fits into: each as full as it gets."""
+    steps, start = np.arange(len(descending)), np.zeros(len(descending), np.int64)
+    groups = 0
+    while len(steps):
         groups += 1
+        start += max_tokens // descending[steps, start]
+        left = start < descending.shape[1]
+        steps, start = steps[left], start[left]
     return groups
 
 
@@ -201,23 +243,43 @@ def _least_padding(descending: NDArray[np.int64], groups: int, max_tokens: int) 
     """Cut ``descending`` into at most ``groups`` runs of least total padded size, each within ``max_tokens``.
 
     Dynamic programme over (runs, rows): the best cut of the first ``j`` rows into ``k`` runs ends with a run ``i..j``
-    that costs ``descending[i] * (j - i)``.
+    that costs ``descending[i] * (j - i)``; no run has more rows than the budget holds of the shortest.
     """
     count = len(descending)
-    groups = min(groups, count)
-    width = np.arange(count + 1)[None, :] - np.arange(count)[:, None]  # (i, j): rows of the run i..j
-    cost = descending[:, None] * width.astype(np.float64)
-    cost[(width <= 0) | (cost > max_tokens)] = np.inf
+    longest = min(count, max_tokens // int(descending[-1]))
     best = np.full(count + 1, np.inf)
     best[0] = 0.0
     cuts = []
-    for _ in range(groups):
-        total = best[:count, None] + cost
-        cuts.append(total.argmin(0))
-        best = total.min(0)
+    for _ in range(min(groups, count)):
+        cut, best = _one_more_run(descending, best, longest=longest, max_tokens=max_tokens)
+        cuts.append(cut)
     assert np.isfinite(best[count]), "Plan.check comes first"
     runs, stop = [], count
     for cut in reversed(cuts):
         runs.append((int(cut[stop]), stop))
         stop = int(cut[stop])
     return runs[::-1]
+
+
+def _one_more_run(
+    descending: NDArray[np.int64], best: NDArray[np.float64], *, longest: int, max_tokens: int
+) -> tuple[Rows, NDArray[np.float64]]:
+    """For each number of first rows: where the last run begins if there is one run more, and the least padded size.
+
+    Args:
+        descending: (rows,) padded lengths.
+        best: (rows + 1,) least padded sizes so far.
+        longest: most rows that a run may have.
+        max_tokens: largest padded size of a run.
+    """
+    cut, least = np.zeros(len(best), np.int64), np.full(len(best), np.inf)
+    width = np.arange(longest, 0, -1)[:, None]  # of equally good runs the longest
+    block = max(1, _BLOCK // longest)
+    for first in range(1, len(best), block):
+        stop = np.arange(first, min(first + block, len(best)))
+        start = stop - width
+        size = descending[start] * width
+        total = np.where((start >= 0) & (size <= max_tokens), best[start] + size, np.inf)
+        cut[stop] = stop - width[total.argmin(0), 0]
+        least[stop] = total.min(0)
+    return cut, least

@@ -14,6 +14,11 @@ _QUIET_SECONDS = 2.0
 _LINE_SECONDS = 15.0
 
 
+def say(text: str) -> None:
+    """A line on stderr, for what happens before there is a console."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @final
 class Bar:
     """Appears on stderr once the work has taken a while."""
@@ -36,7 +41,7 @@ class Bar:
             if now - self._said > _LINE_SECONDS:
                 self._said = now
                 left = (now - self._begun) * (self._total - done) / max(done, 1)
-                print(f"{self._what}: {done / self._total:.0%}, about {left:.0f} s left", file=sys.stderr, flush=True)
+                say(f"{self._what}: {done / self._total:.0%}, about {left:.0f} s left")
         elif now - self._begun > _QUIET_SECONDS:
             columns = TextColumn(self._what), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from glm_lightning.data import judging
 from glm_lightning.data.comparison import Shared
 from glm_lightning.data.dataset import Dataset
-from glm_lightning.data.gate import Gate
+from glm_lightning.data.gate import Gate, num_bad
 from glm_lightning.data.judging import Severity
 
 
@@ -29,9 +29,20 @@ class Count:
 
 
 def counts(parts: Mapping[str, Dataset], shared: Sequence[Shared], *, gate: Gate) -> list[Count]:
-    """One for every part and kind that was found and is told."""
-    found = [*_of_rows(parts, gate), *_between_rows(parts, shared, gate)]
+    """One for every part and kind that was found and is told, those whose rows were left out among them."""
+    found = [*_of_rows(parts, gate), *_between_rows(parts, shared, gate), *_left_out(parts)]
     return [count for count in found if count.severity != "off"]
+
+
+def _left_out(parts: Mapping[str, Dataset]) -> Iterable[Count]:
+    kinds = judging.kinds()
+    for name, part in parts.items():
+        num_rows = part.num_rows + num_bad(part.refused)
+        for kind in dict.fromkeys(each.kind for each in part.refused):
+            every = [each for each in part.refused if each.kind == kind]
+            meaning = f"{kinds[kind].meaning.format(other='another part')}, and are left out"
+            example = f"{part.files[every[0].file]}{every[0].text}"
+            yield Count(kind, "error", name, num_bad(every), num_rows, meaning, example)
 
 
 def table(found: Iterable[Count]) -> str:
@@ -46,12 +57,9 @@ def table(found: Iterable[Count]) -> str:
 def _of_rows(parts: Mapping[str, Dataset], gate: Gate) -> Iterable[Count]:
     kinds = judging.kinds()
     for name, part in parts.items():
-        by_kind: dict[str, dict[int, str]] = {}
-        for finding in part.findings:
-            by_kind.setdefault(finding.kind, {}).setdefault(finding.row, f"{part.files[finding.file]}{finding.text}")
-        for kind, rows in by_kind.items():
-            example = next(iter(rows.values()))
-            yield Count(kind, gate.severity_of(kind), name, len(rows), part.num_rows, kinds[kind].meaning, example)
+        for count, first in part.faults():
+            kind, example = kinds[first.kind], f"{part.files[first.file]}{first.text}"
+            yield Count(kind.name, gate.severity_of(kind.name), name, count, part.num_rows, kind.meaning, example)
 
 
 def _between_rows(parts: Mapping[str, Dataset], shared: Sequence[Shared], gate: Gate) -> Iterable[Count]:

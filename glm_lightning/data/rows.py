@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from glm_lightning.data import judging
 from glm_lightning.data.encoding import Encoded, Encoder, digest
+from glm_lightning.data.findings import Finding
 from glm_lightning.data.inputs import Inputs
 from glm_lightning.data.judging import similarity
 from glm_lightning.data.judging.kinds import Fault, kind_of
@@ -39,17 +40,6 @@ SCHEMA = pa.schema(
         ("sketch", pa.binary(similarity.NUM_MINIMA)),  # for the search of near copies
     ]
 )
-
-
-class Finding(NamedTuple):
-    """A fault of a row, without the path of its file, for equal bytes elsewhere have equal faults."""
-
-    kind: str
-    file: int  # number of the file among the sources
-    line: int  # 1-based, 0 for the whole file
-    row: int  # number of the row among all sources, -1 for a line that is no row
-    text: str  # what stands behind the path: ":12: output is null; ..."
-    value: Any = None  # the row, of kinds that are errors by themselves: notices may concern every row of a large set
 
 
 class RawRow(NamedTuple):

@@ -36,13 +36,14 @@ Part = Entry | Sequence[Entry] | int | float | None
 class Splits:
     """The data of a run.
 
-    ``notices`` are what a user should know about it, a sentence each, ``counts`` its faults, ``shares`` what each
-    source gives to an epoch, by part.
+    ``notices`` are what a user should know about it, a sentence each, those on how it was ``read`` among them,
+    ``counts`` its faults, ``shares`` what each source gives to an epoch, by part.
     """
 
     train: Dataset
     val: Dataset | None
     test: Dataset | None
+    read: list[str]
     notices: list[str]
     counts: list[Count]
     shares: dict[str, list[Share]]
@@ -118,11 +119,12 @@ def load_splits(
         part.refused = parts[name].refused
     parts |= {name: part for name, (part, _) in mixed.items()}
     shares = {name: each for name, (_, each) in mixed.items()}
-    splits = Splits(parts["train"], parts.get("val"), parts.get("test"), notices=[], counts=counts, shares=shares)
+    read = _sources(inputs, shares)
+    splits = Splits(parts["train"], parts.get("val"), parts.get("test"), read, [], counts, shares)
     _check_supervised(splits)
     if why_no_val:
         splits.notices.append(f"no rows are set aside for validation: {why_no_val}")
-    splits.notices.extend([*_sources(inputs, shares), *_notices(splits, dropped=dropped, max_length=max_length)])
+    splits.notices.extend([*read, *_notices(splits, dropped=dropped, max_length=max_length)])
     return splits
 
 
@@ -178,6 +180,14 @@ def _sources(inputs: Mapping[str, Inputs], shares: Mapping[str, Sequence[Share]]
         if found := given.recognised():
             what = ", ".join(f"{format} ({count} files)" if count > 1 else format for format, count in found.items())
             notices.append(f"{name}: read as {what}, recognised from the first rows; set data.format to fix it")
+        for source in given.sources:
+            if over := source.passed_over():
+                names = ", ".join(each.name for each in over[:3]) + (", ..." if len(over) > 3 else "")
+                notices.append(f"{name}: {len(over):,} file(s) of {source.path} are not read, by their names: {names}")
+        if given.repeated:
+            first, others = given.repeated[0], len(given.repeated) - 1
+            which = f"{first} and {others:,} other files are" if others else f"{first} is"
+            notices.append(f"{name}: {which} named again and read once; more often is {{path: {first}, repeat: 2}}")
         if len(shares[name]) > 1 or any(share.rows != share.available for share in shares[name]):
             notices.append(f"{name}: an epoch is {'; '.join(map(str, shares[name]))}")
     return notices

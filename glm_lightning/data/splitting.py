@@ -51,10 +51,10 @@ def seeded(contents: Words, counts: Sequence[int], *, seed: int) -> list[Indices
     side = np.zeros(len(distinct), np.int64)
     for number, count in enumerate(counts, start=1):
         left = count
-        for content in ranked[side[ranked] == 0].tolist():
+        for content in ranked:  # seldom to its end: a list of all would be made for nothing
             if left == 0:
                 break
-            if copies[content] <= left:
+            if side[content] == 0 and copies[content] <= left:
                 side[content] = number
                 left -= int(copies[content])
     return [np.flatnonzero(side[inverse] == number) for number in range(len(counts) + 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from rich.text import Text
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.module import DataModule
 from glm_lightning.files import write_text
-from glm_lightning.inference.loading import load_words
+from glm_lightning.inference.loading import resolve, words
 from glm_lightning.inference.show import painted
-from glm_lightning.inspection.facts import facts_of, faults, plan_facts, suggestion
+from glm_lightning.inspection.facts import facts_of, plan_facts, suggestion
 from glm_lightning.inspection.page import page
 from glm_lightning.inspection.terminal import show
+from glm_lightning.models.quiet import quiet
 from glm_lightning.tokenizers import Tokenizer
 
 PAD_TO_MULTIPLE = 64
@@ -30,7 +31,10 @@ PAD_TO_MULTIPLE = 64
 def main(argv: Sequence[str]) -> None:
     """Measure data, and print what was found; weights are not loaded."""
     options = _parser().parse_args(argv)
-    tokenizer, template = load_words(options.model, template=options.template)
+    quiet()
+    found = resolve(options.model)
+    base = found.base if options.template == "auto" else replace(found.base, template=options.template)
+    tokenizer, template = words(base, found.files)
     data = DataModule(
         train=options.data,
         val=_part(options.val),
@@ -46,14 +50,16 @@ def main(argv: Sequence[str]) -> None:
     )
     splits = data.load(tokenizer, template)
     plan = data.schedule(world_size=1, accumulate="auto", epochs=1)
+    context = base.config.max_position_embeddings
     facts = {
         "model": options.model,
         "template": template.name,
         "max_length": options.max_length,
         "parts": {name: facts_of(part, tokenizer=tokenizer) for name, part in splits.parts.items()},
         "plan": plan_facts(plan),
-        "faults": faults(splits.counts, splits.parts),
-        "suggestion": asdict(suggestion(splits.train, max_length=options.max_length)),
+        "notices": splits.read,
+        "faults": data.faults(),
+        "suggestion": asdict(suggestion(splits.train, max_length=options.max_length, context=context)),
     }
     samples = _samples(splits.train, tokenizer, number=options.samples)
     if options.html:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from glm_lightning.data.dataset import Dataset
+from glm_lightning.data.gate import num_bad
 from glm_lightning.data.plan import Plan, padded_lengths
-from glm_lightning.data.report import Count
 from glm_lightning.inspection.languages import language
 from glm_lightning.tokenizers import Tokenizer
 
@@ -41,7 +40,7 @@ def facts_of(part: Dataset, *, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "files": [str(file) for file in part.files],
         "rows": part.num_rows,
-        "bad_rows": len({(each.file, each.line, each.row) for each in part.refused}),
+        "bad_rows": num_bad(part.refused),
         "samples": len(part),
         "turns_per_sample": {"mean": round(float(turns.mean()), 2), "max": int(turns.max())},
         "languages": _languages(part, firsts, tokenizer),
@@ -83,33 +82,29 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def suggestion(part: Dataset, *, max_length: int) -> Suggestion:
-    """The length, a multiple of 64, at which at least 99 % of the samples stay whole."""
+def suggestion(part: Dataset, *, max_length: int, context: int | None) -> Suggestion:
+    """The length, a multiple of 64, at which at least 99 % of the samples stay whole.
+
+    Args:
+        part: the training samples.
+        max_length: the length at present.
+        context: positions that the network was made for, which is the most that is suggested; None: not known.
+    """
     whole = whole_lengths(part)
-    length = int(np.quantile(whole, _KEPT, method="higher"))
-    length = max(_ROUND, -(-length // _ROUND) * _ROUND)
+    wished = int(np.quantile(whole, _KEPT, method="higher"))
+    wished = max(_ROUND, -(-wished // _ROUND) * _ROUND)
+    length = wished if context is None else min(wished, context)
     kept, longest = float((whole <= length).mean()), int(whole.max())
     if longest <= max_length and length == max_length:
         return Suggestion(length, f"every sample fits; the longest has {longest:,} tokens")
     lost = int(np.maximum(whole - length, 0).sum()) / max(int(whole.sum()), 1)
     at_present = float((whole <= max_length).mean())
+    limit = f"more than the {length:,} positions of the network would be needed; " if length < wished else ""
     reason = (
-        f"{kept:.1%} of the samples stay whole and {lost:.1%} of the tokens are cut; "
+        f"{limit}{kept:.1%} of the samples stay whole and {lost:.1%} of the tokens are cut; "
         f"at {max_length:,} it is {at_present:.1%} of the samples; the longest has {longest:,} tokens"
     )
     return Suggestion(length, reason)
-
-
-def faults(counts: list[Count], parts: Mapping[str, Dataset]) -> list[dict[str, Any]]:
-    """Every kind of fault: those told of the rows that stay, and those of the rows that cannot be trained on."""
-    found = [asdict(count) for count in counts]
-    for name, part in parts.items():
-        kinds = Counter(each.kind for each in part.refused)
-        for kind, count in kinds.most_common():
-            first = next(each for each in part.refused if each.kind == kind)
-            example = f"{part.files[first.file]}{first.text}"
-            found.append({"kind": kind, "severity": "error", "part": name, "count": count, "example": example})
-    return found
 
 
 def _distribution(lengths: npt.NDArray[np.int64]) -> dict[str, int]:

@@ -29,6 +29,7 @@ def page(facts: Mapping[str, Any], samples: Sequence[tuple[str, Text]]) -> str:
         _svg(facts["parts"]["train"]["histogram"], max_length=facts["max_length"]),
         *(f"<h2>{_(name)}</h2>{_values(part)}" for name, part in facts["parts"].items()),
         f"<h2>An epoch</h2>{_values(facts['plan'])}",
+        *(f"<p>{_(notice)}</p>" for notice in facts["notices"]),
         f"<h2>Faults</h2>{_faults(facts['faults'])}",
         "<h2>Samples</h2>",
         *(f"<p>{_(place)}</p><pre>{_painted(text)}</pre>" for place, text in samples),
@@ -59,7 +60,7 @@ def _svg(bins: Sequence[Mapping[str, int]], *, max_length: int) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="histogram of lengths">{"".join(marks)}</svg>'
 
 
-def _values(values: Mapping[str, Any], *, prefix: str = "") -> str:
+def _values(values: Mapping[str, Any]) -> str:
     rows = "".join(f'<tr><td>{_(name)}</td><td class="number">{_(value)}</td></tr>' for name, value in _flat(values))
     return f"<table>{rows}</table>"
 

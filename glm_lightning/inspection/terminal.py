@@ -33,6 +33,8 @@ def show(facts: Mapping[str, Any], samples: Sequence[tuple[str, Text]], console:
     )
     console.print(f"suggested: max_length={suggested['max_length']}: {suggested['reason']}", highlight=False)
     console.print(_faults(facts["faults"]) if facts["faults"] else "no faults found", highlight=False)
+    for notice in facts["notices"]:
+        console.print(f"note: {notice}", highlight=False, markup=False)
     for place, text in samples:
         console.print(Text(f"\n{place}", style="dim"))
         console.print(text)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,13 @@ from hypothesis import strategies as st
 from tiny_runs import ROOT
 
 from glm_lightning import templates
-from glm_lightning.data import cache, parallel, rows
+from glm_lightning.data import cache, comparison, judging, parallel, rows
 from glm_lightning.data.dataset import Dataset, Store
 from glm_lightning.data.encoding import Encoder
+from glm_lightning.data.findings import Findings
 from glm_lightning.data.inputs import Inputs, sources_of
 from glm_lightning.data.plan import Plan
-from glm_lightning.files import fingerprint
+from glm_lightning.files import fingerprint, lock
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import UserError
 
@@ -93,7 +95,9 @@ def test_one_process_and_eight_write_the_same_bytes(kitchen: Kitchen, monkeypatc
     assert (counts["rows"], counts["refused"], counts["samples"]) == (300, 2, 298)
     rows = Store(folders[0], files=[path], format=kitchen.inputs(path)).rows.tolist()
     assert rows == [row for row in range(300) if row not in (3, 150)]
-    kinds = [json.loads(line)[0] for line in results[0][cache.FINDINGS].decode().splitlines()]
+    found = Findings(folders[0] / cache.FINDINGS).of(judging.kinds())
+    assert [each.row for each in found if each.kind == "missing"] == [3]
+    kinds = [each.kind for each in found]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "missing": 1,
         "type": 1,
@@ -367,3 +371,60 @@ def test_little_work_is_not_worth_a_process() -> None:
     assert parallel.choose(5, size=1000) == 5
     if sys.platform == "linux":
         assert parallel.choose(None, size=1 << 30) == min(len(os.sched_getaffinity(0)), 16)
+
+
+def test_who_waits_for_another_encoding_is_told_once_for_whom(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache, "_QUIET_SECONDS", 0.05)
+    path = kitchen.write(many(9))
+    inputs, folder = kitchen.inputs(path), kitchen.folder / "waited"
+    key = cache.key_of(inputs.paths, format=inputs, encoder=kitchen.encoder(), folder=folder)
+    held = folder / f"{key}.lock"
+    with lock(held):
+        held.write_text("process 7 on here", encoding="utf-8")
+        waiter = threading.Thread(target=kitchen.build, args=(path, "waited"))
+        waiter.start()
+        time.sleep(0.5)
+    waiter.join(timeout=60)
+    assert (folder / key / cache.COUNTS).is_file()
+    assert capsys.readouterr().err.count("data: waits for process 7 on here") == 1
+    assert held.read_text(encoding="utf-8").startswith(f"process {os.getpid()} on ")
+
+
+def test_a_folder_that_cannot_be_written_serves_what_lies_in_it(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = kitchen.write(many(9))
+    made = kitchen.build(path, "shared")
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system", "/shared")
+
+    for module, name in ((cache, "write_json"), (cache, "lock"), (comparison.np, "savez")):
+        monkeypatch.setattr(module, name, refused)
+    os.utime(path, (1, 1))
+    inputs = kitchen.inputs(path)
+    again = cache.build(inputs.paths, format=inputs, encoder=kitchen.encoder(), folder=kitchen.folder / "shared")
+    assert again == (made, True)
+    part = Dataset(Store(made, files=[path], format=kitchen.inputs(path)), cached=True)
+    shared = comparison.compare({"train": part}, folder=kitchen.folder / "shared")
+    assert comparison.compare({"train": part}, folder=kitchen.folder / "other") == shared == []
+    assert "compared again at the next start" in capsys.readouterr().err
+
+
+def test_a_containers_limit_bounds_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    large = 1 << 30
+    assert parallel.choose(None, size=large) == 12
+    (tmp_path / "cpu").mkdir()
+    for name, value in (("cpu/cpu.cfs_quota_us", "-1"), ("cpu/cpu.cfs_period_us", "100000")):
+        (tmp_path / name).write_text(value, encoding="ascii")
+    assert parallel.choose(None, size=large) == 12
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("400000", encoding="ascii")
+    assert parallel.choose(None, size=large) == 4
+    for text, most in (("max 100000\n", 4), ("250000 100000\n", 2), ("50000 100000\n", 1)):
+        (tmp_path / "cpu.max").write_text(text, encoding="ascii")
+        assert parallel.choose(None, size=large) == most

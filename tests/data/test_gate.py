@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -71,8 +74,10 @@ def test_all_bad_rows_are_told_with_their_place_field_and_rule(load: Load, tmp_p
     path = write(tmp_path / "a.jsonl", [each for i, (_, bad) in enumerate(BAD) for each in (row(i), bad)])
     with pytest.raises(UserError) as error:
         load(path)
-    places = [problem.split(": ")[0] for problem in error.value.problems]
-    assert places == [f"{path}:{2 * i + 2}" for i in range(len(BAD))]
+    *faults, summary = error.value.problems
+    assert [problem.split(": ")[0] for problem in faults] == [f"{path}:{2 * i + 2}" for i in range(len(BAD))]
+    assert f"{len(BAD)} of {2 * len(BAD)} rows are bad (3 type, 2 missing" in summary
+    assert "data.on_bad_row=quarantine data.max_bad_share=0.5" in summary
 
 
 def test_of_many_bad_rows_some_are_shown_and_all_are_counted(load: Load, tmp_path: Path) -> None:
@@ -230,3 +235,40 @@ def test_a_file_of_which_no_row_is_left_says_why(load: Load, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"2 of 2 rows are bad \(2 missing\), so none is left") as error:
         load(write(tmp_path / "a.jsonl", [{"prompt": "q"}, {"prompt": "p"}]), gate=QUARANTINE)
     assert len(error.value.problems) == 3
+
+
+def test_rows_that_are_left_out_for_a_notice_are_kept_as_they_stand(load: Load, tmp_path: Path) -> None:
+    injected = {"prompt": "say <|user|>", "response": 7}, {"prompt": "say <|user|>", "response": "what for?", "id": 3}
+    lines = [row(1), row(2), {**row(1), "id": 5}, injected[0], injected[1]]
+    array = tmp_path / "one_line.json"
+    array.write_text(json.dumps(lines), encoding="utf-8")
+    gate = Gate(on_bad_row="quarantine", max_bad_share=1.0, severity={"duplicate": "error", "control_token": "error"})
+    for path in (write(tmp_path / "a.jsonl", lines), array):
+        kept = {each["kind"]: each["row"] for each in load(path, gate=gate).train.quarantine()}
+        assert kept == {"type": injected[0], "control_token": injected[1]} | {"duplicate": kept["duplicate"]}
+        assert kept["duplicate"] in (lines[0], lines[2])
+
+
+def test_what_is_left_out_is_counted_in_the_reports(load: Load, tmp_path: Path) -> None:
+    bad = {"prompt": None, "response": 7}
+    path = write(tmp_path / "a.jsonl", [row(1), row(2), row(1), bad])
+    gate = Gate(on_bad_row="quarantine", max_bad_share=1.0, severity={"duplicate": "error"})
+    splits = load(path, gate=gate)
+    counted = {(each.kind, each.severity, each.count, each.rows) for each in splits.counts}
+    assert counted == {("missing", "error", 1, 4), ("type", "error", 1, 4), ("duplicate", "error", 1, 4)}
+    assert "| train | missing | error | 1 | 4 |" in splits.fault_table()
+    assert any("2 bad rows (3 faults: " in notice for notice in splits.notices)
+
+
+def test_how_to_go_on_is_said_even_of_one_bad_row(load: Load, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [*(row(i) for i in range(199)), {"prompt": "q"}])
+    with pytest.raises(UserError, match=r"1 of 200 rows are bad \(1 missing\); .* data.on_bad_row=quarantine$"):
+        load(path)
+
+
+def test_rows_that_json_has_no_words_for_are_kept_as_texts(load: Load, tmp_path: Path) -> None:
+    day = datetime.date(2026, 1, 2)
+    table = pa.table({"prompt": ["q", None], "response": ["a", "b"], "day": [day, day], "raw": [b"x", b"\xff"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    splits = load(tmp_path / "a.parquet", gate=Gate(on_bad_row="quarantine", max_bad_share=1.0))
+    assert [each["row"]["day"] for each in splits.train.quarantine()] == ["2026-01-02"]

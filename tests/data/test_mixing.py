@@ -215,3 +215,20 @@ def test_rows_are_taken_as_often_as_each_other(size: int, count: int, seed: int)
     assert times.max() - times.min() <= 1
     order = np.random.default_rng(seed).permutation(size)
     assert (repetitions([digests[i] for i in order], count=count, size=size, seed=seed) == times[order]).all()
+
+
+def test_a_file_that_is_named_again_is_read_once_and_told(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", rows("a", 4))
+    (tmp_path / "link.jsonl").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    for others in ([path], ["a.jsonl"], ["./sub/../a.jsonl"], ["link.jsonl"], ["*.jsonl"]):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        splits = load([path, *others])
+        assert questions(splits) == questions(load(path))
+        assert [share.rows for share in splits.shares["train"]] == [4]
+        assert any("named again and read once" in notice and "repeat: 2" in notice for notice in splits.notices)
+    with pytest.raises(UserError, match=r"link.jsonl is in two entries that say different things"):
+        load([{"path": path, "repeat": 2}, "link.jsonl"])
+    assert not any("named again" in notice for notice in load(path).notices)

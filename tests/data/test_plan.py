@@ -1,6 +1,9 @@
 """The epoch plan: every row once, the same steps on any hardware, micro-batches within the budget."""
 
+import functools
 import itertools
+import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glm_lightning.data import plan as plan_module
+from glm_lightning.data.packing import first_fit
 from glm_lightning.data.plan import Plan, evaluation_batches, padded_lengths
 from glm_lightning.types import UserError
 
@@ -156,3 +161,82 @@ def test_evaluation_counts_every_row_once_on_equally_many_batches(lengths, world
     batches = evaluation_batches(np.array(lengths, np.int32), max_tokens=128, pad_to_multiple=8, world_size=world_size)
     assert sorted(sample for batch in batches for (sample,) in batch) == list(range(len(lengths)))
     assert len(batches) % world_size == 0
+
+
+def naive_steps(plan, epoch):
+    """The rows of each step, one step after the other."""
+    rng = np.random.default_rng([plan.seed, epoch])
+    steps = np.array_split(rng.permutation(len(plan.lengths)), plan.num_steps)
+    if plan.group_steps > 1:
+        windows = [steps[start : start + plan.group_steps] for start in range(0, len(steps), plan.group_steps)]
+        steps = []
+        for window in windows:
+            rows = sorted(np.concatenate(window), key=lambda row: plan.lengths[row])
+            steps += np.split(np.array(rows), np.cumsum([len(step) for step in window])[:-1])
+        steps = [steps[index] for index in rng.permutation(len(steps))]
+    return [step.tolist() for step in steps]
+
+
+def naive_needed(plan, epochs):
+    """Micro-batches of a rank by filling those of every step."""
+
+    def fewest(rows):
+        if plan.packed is not None:
+            capacity = min(-(-plan.packed // plan.pad_to_multiple) * plan.pad_to_multiple, plan.max_tokens)
+            return math.ceil(len(first_fit(plan.lengths[rows].tolist(), capacity)) / (plan.max_tokens // capacity))
+        padded = padded_lengths(plan.lengths[rows], plan.pad_to_multiple)
+        return naive_groups(sorted(padded.tolist(), reverse=True), plan.max_tokens)
+
+    most = max(fewest(rows) for epoch in range(epochs) for rows in naive_steps(plan, epoch))
+    return math.ceil(most / plan.world_size)
+
+
+def naive_cut(descending, groups, max_tokens):
+    """The cut of least padded size into runs: of equally good ones the longest last run, then the one before it."""
+
+    @functools.cache
+    def best(stop, runs):
+        if runs == 0:
+            return (0, ()) if stop == 0 else (math.inf, ())
+        found = (math.inf, ())
+        for start in range(stop):
+            size = descending[start] * (stop - start)
+            if size <= max_tokens and best(start, runs - 1)[0] + size < found[0]:
+                found = (best(start, runs - 1)[0] + size, (*best(start, runs - 1)[1], (start, stop)))
+        return found
+
+    return list(best(len(descending), min(groups, len(descending)))[1])
+
+
+@settings(deadline=None)
+@given(plans, st.integers(0, 3))
+def test_steps_and_what_they_need_are_those_of_the_naive_way(plan, epoch):
+    assert [rows.tolist() for rows in plan.steps(epoch)] == naive_steps(plan, epoch)
+    assert plan.needed(2) == naive_needed(plan, 2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 6), st.integers(9, 60), st.integers(1, 64))
+def test_cuts_are_those_of_the_naive_way_however_much_is_held_at_once(lengths, groups, max_tokens, block):
+    descending = sorted((8 * length for length in lengths), reverse=True)
+    groups, max_tokens = max(groups, naive_groups(descending, 8 * max_tokens)), 8 * max_tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "_BLOCK", block)
+        ours = plan_module._least_padding(np.array(descending), groups, max_tokens)
+    assert ours == naive_cut(tuple(descending), groups, max_tokens)
+
+
+def naive_groups(descending, max_tokens):
+    groups = start = 0
+    while start < len(descending):
+        groups, start = groups + 1, start + max_tokens // descending[start]
+    return groups
+
+
+def test_memory_of_a_cut_grows_with_its_rows_and_not_with_their_square():
+    descending = np.sort(np.random.default_rng(0).integers(1, 17, 4096) * 64)[::-1]
+    tracemalloc.start()
+    plan_module._least_padding(descending, 2, 10**9)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4096**2 * 8 / 2

@@ -128,7 +128,7 @@ def test_line_separators_of_unicode_are_no_line_ends(scratch: Path) -> None:
         (b'[{"a":1},\n 2]', ["x.jsonl:2: a row must be an object, not a number: '2'"]),
         (b'[{"a":1}]\n[{"a":2}]', ["x.jsonl:2: more than one JSON value"]),
         (b'[{"a":1},\n{"a":"\xff"}]', ["x.jsonl:2: byte 7 of the line"]),
-        (gzip.compress(b'{"a":1}' * 99)[:-9], ["gzip-compressed", "cut off or damaged"]),
+        (gzip.compress(b'{"a":1}' * 99, mtime=0)[:-9], ["gzip-compressed", "cut off or damaged"]),
         (b"PAR1garbage", ["not Parquet"]),
         ('{"a":1}'.encode("utf-16-le"), ["not text", "data.encoding=utf-16-le"]),
         (b" <!DOCTYPE html><html></html>", ["HTML page"]),
@@ -180,3 +180,46 @@ def test_how_much_is_read_rises_to_one(scratch: Path) -> None:
     assert shares == sorted(shares)
     assert shares[0] < 0.5
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found", "said"),
+    [
+        ("a.jsonl", b'{"a": 1},\n{"a": 2}\n', [(2, {"a": 2})], "a comma behind the object"),
+        ("a.jsonl", b'{"a": 1}\n\xef\xbb\xbf{"a": 2}\n', [(1, {"a": 1})], "a byte order mark within the file"),
+        (
+            "a.csv",
+            b"x,y\n1,2\n\xef\xbb\xbfx,y\n3,4\n",
+            [(2, {"x": "1", "y": "2"}), (4, {"x": "3", "y": "4"})],
+            "repeats",
+        ),
+        ("a.csv", b"x,y\r1,2\r", [], "a carriage return that ends no line"),
+        ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1" + bytes(90), [], "old Office"),
+        ("a.jsonl", bytes(257) + b"ustar" + bytes(90), [], "a tar archive"),
+        ("a.csv", b"x,y\nna\xefve,2\n", [], "say what the file is in: data.encoding"),
+    ],
+)
+def test_what_is_often_wrong_is_said_by_its_name(
+    scratch: Path, name: str, content: bytes, found: list[tuple[int, object]], said: str
+) -> None:
+    rows, problems = of_bytes(scratch, content, name)
+    assert rows == found
+    assert [said in problem for problem in problems] == [True]
+
+
+def test_line_ends_in_a_cell_are_those_of_other_texts(scratch: Path) -> None:
+    rows, problems = of_bytes(scratch, b'x,y\r\n"1\r\n2",3\r\n', "a.csv")
+    assert (rows, problems) == ([(2, {"x": "1\n2", "y": "3"})], [])
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=ROWS, lines=st.sets(st.integers(1, 8)), array=st.booleans())
+def test_rows_of_some_lines_are_those_among_all(
+    scratch: Path, rows: list[dict[str, object]], lines: set[int], array: bool
+) -> None:
+    path = scratch / "some.jsonl"
+    texts = [json.dumps(row) for row in rows]
+    path.write_text("[" + ",\n".join(texts) + "]" if array else "\n".join(texts), encoding="utf-8")
+    assert [row for row in outcome(path)[0] if row[0] in lines] == [
+        (row.line, row.value) for row in read(path, Problems(), lines=lines)
+    ]

@@ -190,7 +190,13 @@ def test_all_problems_of_all_files_come_at_once(room: Room) -> None:
     val = write(room.folder / "val.jsonl", [[1]])
     with pytest.raises(UserError) as error:
         room.load(train, val=val)
-    expected = ["train.jsonl:1: no response", "train.jsonl:3: no prompt", "val.jsonl:1: a row must be an object"]
+    expected = [
+        "train.jsonl:1: no response",
+        "train.jsonl:3: no prompt",
+        "train.jsonl: 2 of 3 rows are bad",
+        "val.jsonl:1: a row must be an object",
+        "val.jsonl: 1 of 1 rows are bad",
+    ]
     assert len(error.value.problems) == len(expected)
     assert all(text in problem for text, problem in zip(expected, error.value.problems, strict=True))
 

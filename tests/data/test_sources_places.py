@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glm_lightning.data.finding import find
+from glm_lightning.data.finding import find, passed_over
 from glm_lightning.data.hub import HubName
 from glm_lightning.data.inputs import Inputs, sources_of
 from glm_lightning.data.reading import Problems
@@ -29,6 +29,8 @@ def test_files_folders_and_globs_are_found(tmp_path: Path) -> None:
     assert find(tmp_path, key="data.train") == every
     assert find(str(tmp_path / "*.json*"), key="data.train") == every[:2]
     assert find(tmp_path / "note.md", key="data.train") == [tmp_path / "note.md"]
+    assert passed_over(tmp_path) == [tmp_path / "README.txt", tmp_path / "note.md"]
+    assert passed_over(tmp_path / "note.md") == passed_over(str(tmp_path / "*.json*")) == []
 
 
 def test_a_folder_of_nothing_but_text_is_text(tmp_path: Path) -> None:

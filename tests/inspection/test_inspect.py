@@ -11,6 +11,7 @@ from glm_lightning import templates, tokenizers
 from glm_lightning.cli import main
 from glm_lightning.data.encoding import Encoder
 from glm_lightning.data.plan import Plan
+from glm_lightning.inspection.facts import suggestion
 from glm_lightning.inspection.languages import language
 from glm_lightning.types import Conversation, Message
 
@@ -172,3 +173,26 @@ def test_a_length_that_is_no_multiple_of_the_padding_fits(
     facts = inspected(capsys, str(path), *options)
     assert facts["parts"]["train"]["truncated"]["samples"]
     assert facts["plan"]["max_tokens"] == 128
+
+
+def test_no_more_is_suggested_than_the_network_was_made_for(path: Path) -> None:
+    class Part:
+        lengths = np.array([100] * 10, np.int32)
+
+        def numbers(self, name: str) -> Any:
+            return np.full(10, 900, np.int32)
+
+    part: Any = Part()
+    assert suggestion(part, max_length=64, context=None).max_length == 1024
+    assert suggestion(part, max_length=64, context=2048).max_length == 1024
+    bounded = suggestion(part, max_length=64, context=512)
+    assert bounded.max_length == 512
+    assert "more than the 512 positions of the network" in bounded.reason
+    assert "0.0% of the samples stay whole" in bounded.reason
+
+
+def test_how_the_files_were_read_is_told(path: Path, tiny_glm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path.parent / "b.xlsx").write_bytes(b"PK")
+    notices = inspected(capsys, str(path.parent), str(path), "--model", str(tiny_glm))["notices"]
+    assert any("b.xlsx" in notice and "not read" in notice for notice in notices)
+    assert any("named again" in notice for notice in notices)

@@ -22,6 +22,12 @@ _LOOKS_LIKE = {
 }
 
 
+NAME_COLUMNS = "name the columns under data.format"
+
+_MEANT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+"""Names of roles that other formats have."""
+
+
 def text(row: Row, column: str, faults: list[str], *, required: bool = True, where: str = "") -> str:
     """The text under ``column``: null is empty; nothing else than text is accepted, and lists of its parts.
 
@@ -117,7 +123,8 @@ def role_of(name: Any, accepted: Mapping[str, Role], faults: list[str], *, where
     """The role that ``name`` stands for; a fault lists the accepted names."""
     role = accepted.get(name) if isinstance(name, str) else None
     if role is None:
-        rule = f"is no role of this format; accepted are {', '.join(accepted)}"
+        meant = f"; write {_MEANT[name]}" if isinstance(name, str) and name in _MEANT else ""
+        rule = f"is no role of this format; accepted are {', '.join(accepted)}{meant}"
         faults.append(Fault("role", f"{where} {name!r} {rule}"))
     return role or "user"
 
@@ -198,4 +205,4 @@ def repair(row: Row) -> str:
         return f"it looks like rows of {looks}"
     if nested:
         return f"if {nested[0]} holds the rows, write that list alone into the file"
-    return "name the columns under data.format"
+    return NAME_COLUMNS

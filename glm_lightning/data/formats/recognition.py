@@ -14,7 +14,7 @@ from typing import Any
 
 from glm_lightning.data import formats
 from glm_lightning.data.formats.base import RowKind
-from glm_lightning.data.formats.fields import keys_of, repair
+from glm_lightning.data.formats.fields import NAME_COLUMNS, keys_of, repair
 from glm_lightning.data.formats.prompt_response import PromptResponse
 from glm_lightning.data.reading import Row
 from glm_lightning.types import UserError
@@ -95,8 +95,14 @@ def _unknown(rows: Sequence[Row], path: Path, fitting: Mapping[RowKind[Any], int
     """What is said of rows of no format, or of several."""
     if not any(fitting.values()):
         first = rows[0]
-        what = f"rows of no format that is known; the keys are {keys_of(first.value)}; {repair(first.value)}"
-        return f"{path}:{first.line}: {what}, or name the columns: {_NODE}"
+        texts = [key for key, value in first.value.items() if isinstance(value, str)]
+        node = (
+            "data=prompt_response data.format.prompt={} data.format.response={}".format(*texts) if texts[1:] else _NODE
+        )
+        advice = f"name the columns: {node}"
+        if (likely := repair(first.value)) != NAME_COLUMNS:
+            advice = f"{likely}, or {advice}"
+        return f"{path}:{first.line}: rows of no format that is known; the keys are {keys_of(first.value)}; {advice}"
     firsts: dict[int, str] = {}
     for candidate in sorted(filter(fitting.get, fitting), key=lambda each: each.yields):
         line = next(row.line for row in rows if candidate.fits(row.value))

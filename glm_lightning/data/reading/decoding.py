@@ -16,15 +16,17 @@ def undecodable(path: Path, line: int, error: UnicodeDecodeError, *, kind: str =
     before = error.object.rfind(b"\n", 0, error.start) + 1
     byte = error.object[error.start]
     where = f"byte {error.start - before + 1} of the line (0x{byte:02x})"
-    return Fault(kind, f"{path}:{line}: {where} is not UTF-8; correct it")
+    return Fault(kind, f"{path}:{line}: {where} is not UTF-8; correct it, or say what the file is in: data.encoding")
 
 
 def looks_like_gbk(raw: bytes) -> bool:
-    """Whether bytes that are no UTF-8 read as Chinese in GBK: decodable, and mostly common characters."""
+    """Whether bytes that are no UTF-8 read as Chinese in GBK: decodable, and many characters are common ones.
+
+    The common ones are GB 2312's; accented letters of Latin encodings before others read as rarer ones.
+    """
     try:
         text = codecs.getincrementaldecoder("gb18030")().decode(raw)  # the last character may be cut off
     except UnicodeDecodeError:
         return False
-    foreign = [character for character in text if character > "\x7f"]
-    common = sum("\u4e00" <= c <= "\u9fff" or "\u3000" <= c <= "\u303f" or c > "\uff00" for c in foreign)
-    return common > len(foreign) / 2
+    foreign = "".join(character for character in text if character > "\x7f")
+    return 3 * len(foreign.encode("gb2312", "ignore")) // 2 > len(foreign)

@@ -17,7 +17,8 @@ def decoder() -> json.JSONDecoder:
 def check_row(value: Any, trailing: str = "") -> None:
     """Raise `RowError` for what is no object, or has something behind it."""
     if trailing:
-        raise RowError("syntax", "more than one JSON value on the line")
+        what = "a comma behind the object" if trailing.strip() == "," else "more than one JSON value on the line"
+        raise RowError("syntax", what)
     if not isinstance(value, dict):
         names = {list: "an array", str: "a text", type(None): "null", bool: "a truth value"}
         raise RowError("type", f"a row must be an object, not {names.get(type(value), 'a number')}")

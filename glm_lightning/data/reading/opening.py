@@ -42,6 +42,10 @@ _MARKS = {
 }
 _FOREIGN = {
     b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "is a document of an old Office, such as an Excel workbook; save it as CSV",
+    b"%PDF": "is a PDF document, not data",
+    b"7z\xbc\xaf": "is a 7z archive; unpack it",
+    b"Rar!": "is a rar archive; unpack it",
     b"BZh": "is bzip2-compressed; unpack it (bunzip2)",
     b"\xfd7zXZ": "is xz-compressed; unpack it (unxz)",
     b"version https://git-lfs": "is a Git LFS pointer, not the data; run git lfs pull",
@@ -125,6 +129,8 @@ def _kind(head: bytes, suffix: str) -> Kind:
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise NoDataError(what)
+    if head[257:262] == b"ustar":
+        raise NoDataError("is a tar archive; unpack it")
     if head.lstrip().lower().startswith(_PAGES) and named != "text":
         raise NoDataError("is an HTML page, not data; the download has failed: get it again")
     found = next((kind for magic, kind in _COLUMNAR.items() if head.startswith(magic)), None)

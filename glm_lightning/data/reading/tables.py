@@ -33,10 +33,15 @@ def rows(content: Content, path: Path, problems: Problems) -> Iterator[Row]:
                     return
                 continue
             found = True
-            if len(fields) != len(columns):
+            if [name.strip("\ufeff ") for name in fields] == columns:
+                what = "repeats the names of the columns: were files joined? remove the line"
+                problems.add(path, Fault("syntax", f"{path}:{start}: {what}"))
+            elif len(fields) != len(columns):
                 problems.add(path, Fault("syntax", f"{path}:{start}: {_ragged(fields, columns)}"))
             else:
-                yield Row(dict(zip(columns, fields, strict=True)), start, content.done)
+                # the line ends in a cell are those of its file, as everywhere else
+                texts = [field.replace("\r\n", "\n") for field in fields]
+                yield Row(dict(zip(columns, texts, strict=True)), start, content.done)
     except UnicodeDecodeError as error:
         problems.add(path, undecodable(path, reader.line_num + 1, error, kind=FILE))
         return
@@ -78,4 +83,6 @@ def _ragged(fields: list[str], columns: list[str]) -> str:
 def _reason(error: csv.Error) -> str:
     if str(error) == "unexpected end of data":
         return "a quote that is opened here is never closed"
+    if str(error).startswith("new-line character seen"):
+        return "a carriage return that ends no line; save the file with usual line ends"
     return str(error)
