@@ -19,7 +19,8 @@ __version__ = "0.1.0"
 def load(source: Any, **options: Any) -> GLM:
     """Load a finished run, an adapter, a model folder, a name on the hub, or ``"demo"``, ready to answer.
 
-    See `glm_lightning.inference.loading.load` for the options: ``dtype``, ``adapter``, ``device``.
+    `glm_lightning.inference.loading.load` tells of the options: ``dtype``, ``quantize``, ``adapter``, ``device`` and
+    ``hub``.
     """
     from glm_lightning.inference import loading
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -26,8 +26,8 @@ class Conversations(Protocol):
 
     def __len__(self) -> int: ...
 
-    def conversation(self, index: int, /) -> Conversation:
-        """The row's turns, an answer among them."""
+    def conversations(self, indices: Iterable[int], /) -> list[Conversation]:
+        """The turns of some rows, an answer among them."""
         ...
 
 
@@ -119,7 +119,7 @@ def score(
     indices = range(len(dataset))[:limit]
     if not indices:
         raise UserError("evaluation: there is no row to answer; give data with answers, and a limit of at least 1")
-    rows = [dataset.conversation(i) for i in indices[share.rank :: share.world_size]]
+    rows = dataset.conversations(indices[share.rank :: share.world_size])
     with _progress(len(rows)) as advance:
         answers = generate(
             network,

@@ -94,6 +94,9 @@ class Rows:
     def __len__(self) -> int:
         return 7
 
+    def conversations(self, indices: Iterable[int]) -> list[Conversation]:
+        return [self.conversation(index) for index in indices]
+
     def conversation(self, index: int) -> Conversation:
         before = (Message("user", "jj"), Message("assistant", "ii")) if index % 2 else ()
         question, answer = Message("user", LETTERS[: 1 + index * 2 % 5]), Message("assistant", f"{index} 裙子")

@@ -17,6 +17,7 @@ def main(argv: Sequence[str]) -> None:
     """Answer line by line, streaming, with the conversation remembered. Works in a pipe, too."""
     parser = argparse.ArgumentParser(prog="glm chat", description="Talk to a finished run, an adapter or a model.")
     parser.add_argument("source", help="run folder, adapter folder, model folder, hub name, or demo")
+    parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where a name is looked up")
     parser.add_argument("--system", help="system turn put in front of the conversation")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default: 512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy; 0.8 is lively")
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     console = Console(highlight=False)
     interactive = sys.stdin.isatty()
-    glm = load(options.source)
+    glm = load(options.source, hub=options.hub)
     if interactive:
         console.print(f"[dim]{options.source}: {HELP}")
     history = _start(options.system)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,14 @@ import torch
 from glm_lightning import templates, tokenizers
 from glm_lightning.config import command
 from glm_lightning.data.encoding import Encoder
-from glm_lightning.files import read_json
+from glm_lightning.inference import adapters
 from glm_lightning.inference.generation import generate, stream
 from glm_lightning.inference.messages import Definitions, Turns, conversation
 from glm_lightning.inference.prompts import prompt_ids
 from glm_lightning.models import Source, prefix
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.quiet import quiet
-from glm_lightning.models.source import DEMO, WeightsDtype
+from glm_lightning.models.source import DEMO, Hub, WeightsDtype
 from glm_lightning.runs import RunFolder
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
@@ -120,6 +119,7 @@ def load(
     quantize: Quantize | Literal["none"] | None = None,
     adapter: str | Path | None = None,
     device: str | None = None,
+    hub: Hub | None = None,
 ) -> GLM:
     """Load a finished run, an adapter folder, a model folder, a name on the hub, or ``demo``.
 
@@ -127,41 +127,55 @@ def load(
         source: what to load.
         dtype: type of the weights; None is the checkpoint's own on a GPU, and float32 on a CPU.
         quantize: hold the linear layers in ``nf4``, ``fp4`` or ``int8``; None is as it was trained, ``none`` in full.
-        adapter: an adapter folder to put on top: PEFT's, or a prefix of P-tuning v2, ours or an official one.
+        adapter: an adapter folder to put on top (PEFT's, or a prefix of P-tuning v2, ours or an official one), or the
+            run that made it.
         device: such as ``cuda`` or ``cpu``; None is the GPU if there is one.
+        hub: where a name is looked up, ``huggingface`` (None) or ``modelscope``.
 
     Raises:
         UserError: there is nothing to load, or it does not fit together.
     """
     quiet()
-    base, folder, files = resolve(source)
-    adapter = adapter if adapter is not None else folder
+    found = resolve(source, hub=hub)
+    base, folder, files = found if adapter is None else _with_adapter(found, adapter)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, template = words(base, files)
     chosen = dtype or ("float32" if device == "cpu" else base.dtype)
     held = base.quantize if quantize is None else None if quantize == "none" else quantize
     model: Any = replace(base, dtype=chosen, quantize=held).load(device=device)
-    if adapter is not None and prefix.is_prefix(adapter):
-        model = prefix.load(model, adapter)
-    elif adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
+    if folder is not None:
+        model = adapters.put_on(model, folder)
     if held is None:  # quantised weights lie where they were loaded to
         model = model.to(device)
     return GLM(model=model.eval(), tokenizer=tokenizer, template=template)
 
 
-def load_words(source: str | Path, *, template: str = "auto") -> tuple[Tokenizer, Template]:
+def _with_adapter(found: Found, given: str | Path) -> Found:
+    """``found`` with the adapter in ``given``, and with the template and the quantisation that it was trained with."""
+    if found.adapter is not None:
+        raise UserError(
+            f"adapter is {str(given)!r}: what it shall be put on has an adapter already ({found.adapter}); give its "
+            f"base, {found.base.path}, or leave adapter out"
+        )
+    folder = adapters.folder_of(given)
+    adapters.check_base(folder, found.base)
+    if not (folder / adapters.ABOUT).is_file():
+        return found._replace(adapter=folder)
+    ours = adapters.about(folder)
+    known = ("template", "quantize", "double_quantize", "name_prefix")
+    return Found(replace(found.base, **{key: ours[key] for key in known if key in ours}), folder, str(folder))
+
+
+def load_words(source: str | Path, *, template: str = "auto", hub: Hub | None = None) -> tuple[Tokenizer, Template]:
     """Tokenizer and template of what `load` loads; no weight is read.
 
-    ``template`` is the name of another template than the one that belongs to it.
+    ``template`` is the name of another template than the one that belongs to it; ``hub`` is where a name is looked up.
 
     Raises:
         UserError: there is nothing to load, or it does not fit together.
     """
     quiet()
-    found = resolve(source)
+    found = resolve(source, hub=hub)
     return words(found.base if template == "auto" else replace(found.base, template=template), found.files)
 
 
@@ -188,8 +202,10 @@ class Found(NamedTuple):
     files: str  # where the tokenizer lies
 
 
-def resolve(source: str | Path) -> Found:
+def resolve(source: str | Path, *, hub: Hub | None = None) -> Found:
     """The base network of a run, an adapter, a model folder or a name, its adapter, and where the tokenizer lies.
+
+    ``hub`` is where a name is looked up; None is Hugging Face's.
 
     Raises:
         UserError: there is nothing, or it does not fit together.
@@ -199,43 +215,34 @@ def resolve(source: str | Path) -> Found:
         return _resolve_run(RunFolder(folder.absolute()))
     if prefix.is_official(folder):
         raise UserError(f"{folder}: is a prefix of P-tuning v2 without its base; load the base with adapter={folder}")
-    if (folder / "adapter_config.json").is_file() or prefix.is_prefix(folder):
+    if adapters.is_adapter(folder):
         return _resolve_adapter(folder)
-    if (folder / "glm_lightning.json").is_file():
-        base = Source(path=str(folder), template=_ours(folder)["template"])
-    else:
-        base = Source(path=str(source))
+    if (folder / adapters.ABOUT).is_file():
+        return _resolve_model(folder)
+    base = Source(path=str(source), hub=hub or "huggingface")
     return Found(base, None, base.location)
 
 
 def _resolve_run(run: RunFolder) -> Found:
     if run.artefact("adapter").is_dir():
         return _resolve_adapter(run.artefact("adapter"))
-    folder = run.artefact("model")
-    if folder.is_dir():
-        return Found(Source(path=str(folder), template=_ours(folder)["template"]), None, str(folder))
+    if run.artefact("model").is_dir():
+        return _resolve_model(run.artefact("model"))
     raise UserError(f"{run.path}: this run is not finished; go on with it: {command()} resume={run.path}")
 
 
-def _ours(folder: Path) -> dict[str, Any]:
-    """What a run wrote beside its weights.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    file = folder / "glm_lightning.json"
-    try:
-        return dict(read_json(file))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
+def _resolve_model(folder: Path) -> Found:
+    base = Source(path=str(folder), template=adapters.about(folder, needs=("template",))["template"])
+    return Found(base, None, str(folder))
 
 
 def _resolve_adapter(folder: Path) -> Found:
-    if not (folder / "glm_lightning.json").is_file():
+    if not (folder / adapters.ABOUT).is_file():
         # made by another tool: PEFT names the base, the tokenizer is the base's
-        base = Source(path=read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+        named = adapters.about(folder, adapters.PEFT, needs=("base_model_name_or_path",))
+        base = Source(path=named["base_model_name_or_path"])
         return Found(base, folder, base.location)
-    ours = _ours(folder)
+    ours = adapters.about(folder, needs=("base", "fingerprint"))
     known = ("hub", "revision", "template", "quantize", "double_quantize", "name_prefix")
     base = Source(path=ours["base"], **{key: ours[key] for key in known if key in ours})
     if base.fingerprint != ours["fingerprint"]:

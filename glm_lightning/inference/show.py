@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Print the samples that a row of a data file, or a question with its answer, becomes; no weights are loaded."""
     options = _parser().parse_args(argv)
     row = _row(options)
-    tokenizer, template = load_words(options.model, template=options.template)
+    tokenizer, template = load_words(options.model, template=options.template, hub=options.hub)
     whole = Encoder(tokenizer=tokenizer, template=template, max_length=UNLIMITED).encode([row])
     limit = options.max_length or UNLIMITED
     samples = Encoder(tokenizer=tokenizer, template=template, max_length=limit).encode([row])
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default="demo", help="run, adapter or model folder, or hub name (default: demo, the embedded)"
     )
+    parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where the model's name is looked up")
     parser.add_argument("--template", default="auto", help="chat template (default: the model's own)")
     parser.add_argument("--format", default="auto", help="format of the rows (default: recognised)")
     parser.add_argument("--encoding", help="text encoding of the file (default: UTF-8)")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from glm_lightning.types import UserError
 
 _SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
-_WEIGHTS = ["*.safetensors", "*.bin"]
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""The better first; the other is fetched where there is none of it."""
 
 
 def from_modelscope(name: str, *, revision: str | None, weights: bool) -> Path:
@@ -24,10 +26,18 @@ def from_modelscope(name: str, *, revision: str | None, weights: bool) -> Path:
         raise UserError(
             "model.hub is 'modelscope': needs the package modelscope, which is not installed: pip install modelscope"
         ) from None
+    if not weights:
+        return _fetched(snapshot_download, name, revision=revision, patterns=_SMALL)
+    for pattern in _WEIGHTS:
+        folder = _fetched(snapshot_download, name, revision=revision, patterns=[*_SMALL, pattern])
+        if any(folder.glob(pattern)):
+            break
+    return folder
+
+
+def _fetched(download: Callable[..., str], name: str, *, revision: str | None, patterns: list[str]) -> Path:
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[*_SMALL, *(_WEIGHTS if weights else [])])
-        )
+        return Path(download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         # its hub raises errors of its own, of requests and of the file system
         raise UserError(f"model.path is {name!r}: ModelScope does not give it: {error}") from error

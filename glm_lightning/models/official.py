@@ -67,7 +67,7 @@ def config(raw: Mapping[str, Any]) -> GlmConfig:
         UserError: a key says what no release says and this architecture has not, or what ``rope_ratio`` means is open.
     """
     wrong = [f"{key} is {raw[key]!r}, not {value!r}" for key, value in _FIXED.items() if raw.get(key, value) != value]
-    missing = [key for key in _NEEDED if key not in raw]
+    missing = [key for key in _NEEDED if raw.get(key) is None]
     if wrong or missing:
         raise UserError(
             f"config.json: no ChatGLM2, ChatGLM3 or GLM-4 as they were released: "
@@ -88,7 +88,10 @@ def config(raw: Mapping[str, Any]) -> GlmConfig:
 
 def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_ratio`` divides the positions of ChatGLM2 (its 32K release), and multiplies the base of all later ones."""
-    ratio, generation = raw.get("rope_ratio", 1), families.generation(raw)
+    given, generation = raw.get("rope_ratio"), families.generation(raw)
+    ratio = 1 if given is None else given
+    if not isinstance(ratio, int | float) or ratio <= 0:
+        raise UserError(f"config.json: rope_ratio is {ratio!r}: must be a number above 0, or null")
     if ratio != 1 and generation is None:
         raise UserError(
             f"config.json: rope_ratio is {ratio!r}, which divides the positions of ChatGLM2 and multiplies the rotary "

@@ -26,6 +26,10 @@ DEMO = "demo"
 
 WeightsDtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Hub = Literal["huggingface", "modelscope"]
+
+_FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
+"""Stem and ending of weight files, the better first: where both lie, transformers reads that alone, and so do we."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Source:
     """
 
     path: str
-    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    hub: Hub = "huggingface"
     revision: str | None = None
     dtype: WeightsDtype = "auto"
     quantize: Quantize | None = None
@@ -151,10 +155,31 @@ class Source:
                 "give a model that writes text, such as GlmForCausalLM"
             )
         if self.is_folder and not self._weights():
-            raise UserError(f"model.path is {self.path!r}: the folder holds no weights (.safetensors or .bin files)")
+            names = ", ".join(f"{stem}.{ending} or its index" for stem, ending in _FORMATS)
+            raise UserError(f"model.path is {self.path!r}: the folder holds no weights ({names})")
 
     def _weights(self) -> list[Path]:
-        return sorted(f for f in Path(self.location).iterdir() if f.suffix in {".safetensors", ".bin"})
+        """The files that are read: one, or the shards that an index names."""
+        for stem, ending in _FORMATS:
+            whole = Path(self.location) / f"{stem}.{ending}"
+            index = whole.with_name(f"{whole.name}.index.json")
+            if whole.is_file():
+                return [whole]
+            if index.is_file():
+                return self._shards(index)
+        return []
+
+    def _shards(self, index: Path) -> list[Path]:
+        try:
+            shards = sorted({index.with_name(name) for name in read_json(index)["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: is no index of weights ({error!r}); download it again") from error
+        if missing := [shard.name for shard in shards if not shard.is_file()]:
+            raise UserError(
+                f"model.path is {self.path!r}: {len(missing)} of {len(shards)} files of weights are missing: "
+                f"{_some(missing)}; download them again"
+            )
+        return shards
 
     @cached_property
     def fingerprint(self) -> str:
@@ -185,7 +210,7 @@ class Source:
         not quantised come to the CPU.
 
         Raises:
-            UserError: the files lack weights of the network, or hold some of another shape.
+            UserError: the files lack weights of the network, or hold some of another shape or of another network.
         """
         from transformers import AutoModelForCausalLM
 
@@ -238,12 +263,17 @@ def _settle_sampling(network: Any) -> None:
 
 
 def _faults(report: Any) -> Iterator[str]:
-    """What transformers would fill with random numbers."""
+    """What transformers would fill with random numbers, or leave out."""
     if missing := sorted(report["missing_keys"]):
         yield f"the files lack {len(missing)} weights of the network: {_some(missing)}; download them again"
     if wrong := sorted(report["mismatched_keys"]):
         shapes = [f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in wrong]
         yield f"weights of another shape than config.json says: {_some(shapes)}; give the config.json that belongs here"
+    if surplus := sorted(report["unexpected_keys"]):
+        yield (
+            f"the files hold {len(surplus)} weights that the network of config.json lacks: {_some(surplus)}; "
+            "give the config.json that belongs here, or files without them"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -9,17 +9,24 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from glm_lightning.models import Source
 from glm_lightning.types import UserError
 
-Calls = list[dict[str, Any]]
+
+class Calls(list[dict[str, Any]]):
+    """What was asked of the hub, which holds the model in ``folder``."""
+
+    folder: Path
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_glm: Path) -> Calls:
-    """What was asked of the hub, which holds one model."""
-    asked: Calls = []
+    """The hub, which holds one model."""
+    asked = Calls()
+    asked.folder = tiny_glm
 
     def snapshot_download(model_id: str, revision: str | None = None, allow_patterns: list[str] | None = None) -> str:
         asked.append({"model": model_id, "revision": revision, "patterns": allow_patterns})
@@ -28,7 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_glm: Path) -> Ca
         folder = tmp_path / "snapshot"
         folder.mkdir(exist_ok=True)
         for pattern in allow_patterns or ["*"]:
-            for file in tiny_glm.glob(pattern):
+            for file in asked.folder.glob(pattern):
                 shutil.copy(file, folder)
         return str(folder)
 
@@ -47,6 +54,18 @@ def test_weights_are_fetched_only_when_they_are_loaded(calls: Calls) -> None:
     assert sum(p.numel() for p in source.load().parameters()) == source.num_parameters
     assert "*.safetensors" in calls[1]["patterns"]
     assert not any("*.py" in call["patterns"] for call in calls)
+
+
+def test_of_two_forms_of_the_weights_one_is_fetched(calls: Calls, tmp_path: Path, tiny_glm: Path) -> None:
+    Source(path="ZhipuAI/tiny", hub="modelscope").load()
+    assert not any("*.bin" in pattern for call in calls for pattern in call["patterns"])
+    (tmp_path / "snapshot/model.safetensors").unlink()
+    only_bin = Path(shutil.copytree(tiny_glm, tmp_path / "only-bin", ignore=shutil.ignore_patterns("*.safetensors")))
+    torch.save(load_file(tiny_glm / "model.safetensors"), only_bin / "pytorch_model.bin")
+    (only_bin / "training_args.bin").write_bytes(b"whatever")
+    calls.folder = only_bin
+    Source(path="ZhipuAI/tiny", hub="modelscope").load()
+    assert {file.name for file in (tmp_path / "snapshot").glob("*.bin")} == {"pytorch_model.bin"}
 
 
 def test_a_folder_needs_no_hub(calls: Calls, tiny_glm: Path) -> None:

@@ -183,6 +183,13 @@ def test_it_saves_as_a_native_folder_by_default(folder: Folder, tmp_path: Path) 
     assert all(torch.equal(again.state_dict()[name], value) for name, value in network.state_dict().items())
 
 
+def test_a_ratio_of_null_is_none_and_any_other_must_be_a_number(folder: Folder) -> None:
+    assert Source(path=str(folder(rope_ratio=None))).config == Source(path=str(folder(name="y"))).config
+    for name, ratio in (("zero", 0), ("text", "4")):
+        with pytest.raises(UserError, match=rf"rope_ratio is {ratio!r}: must be a number above 0, or null"):
+            Source(path=str(folder(name=name, rope_ratio=ratio))).check()
+
+
 @pytest.mark.parametrize("ratio", [{}, {"rope_ratio": 500}])
 def test_it_goes_back_to_the_official_layout_bit_for_bit(folder: Folder, tmp_path: Path, ratio: dict[str, int]) -> None:
     source = Source(path=str(folder(**ratio)))
