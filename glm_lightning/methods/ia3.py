@@ -43,11 +43,8 @@ class IA3(Method):
     ) -> None:
         super().__init__(ingredients)
         self.outputs, self.inputs = outputs, inputs
-        both = set(outputs or ()) & set(inputs or ())
-        if both:
-            raise UserError(
-                f"method.inputs holds {sorted(both)[0]!r}, as does method.outputs: a layer is in one of them"
-            )
+        if outputs == [] and inputs == []:
+            raise UserError("method.outputs and method.inputs are empty: nothing is scaled; name layers in one of them")
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Every name must lead to a layer, and there must be one."""
@@ -55,23 +52,26 @@ class IA3(Method):
             raise UserError(problems)
 
     def _problems(self, skeleton: PreTrainedModel) -> Iterator[str]:
+        names = layers.linear(skeleton)
+        there = f"here; name them; there are {', '.join(layers.ends(names))}"
         for key, given in (("outputs", self.outputs), ("inputs", self.inputs)):
             yield from layers.problems(f"method.{key}", given or [], skeleton)
         if self.outputs is None and not _known(_KEYS_AND_VALUES, skeleton):
-            yield (
-                "method.outputs is null: no layer is known to make keys and values here; name them; there are "
-                + ", ".join(layers.ends(layers.linear(skeleton)))
-            )
+            yield f"method.outputs is null: no layer is known to make keys and values {there}"
         if self.inputs is None and not _known(_INNER, skeleton):
-            yield (
-                "method.inputs is null: no layer is known to take inner activations here; name them; there are "
-                + ", ".join(layers.ends(layers.linear(skeleton)))
-            )
+            yield f"method.inputs is null: no layer is known to take inner activations {there}"
+        outputs, inputs = self._targets(skeleton)
+        if both := set(layers.matched(outputs, names)) & set(layers.matched(inputs, names)):
+            yield f"method.inputs and method.outputs both lead to {min(both)}: a layer is in one of them"
+
+    def _targets(self, network: PreTrainedModel) -> tuple[list[str], list[str]]:
+        """Names of layers whose outputs are scaled, and of those whose inputs are."""
+        outputs = self.outputs if self.outputs is not None else _known(_KEYS_AND_VALUES, network)
+        return outputs, self.inputs if self.inputs is not None else _known(_INNER, network)
 
     def adapt(self, network: PreTrainedModel) -> nn.Module:
         """Freeze the base and put vectors of ones on the targets."""
-        outputs = self.outputs if self.outputs is not None else _known(_KEYS_AND_VALUES, network)
-        inputs = self.inputs if self.inputs is not None else _known(_INNER, network)
+        outputs, inputs = self._targets(network)
         if layers.experts(network):
             self.notices.append("the experts' inner activations are not scaled: the experts are no linear layers")
         config = IA3Config(target_modules=[*outputs, *inputs], feedforward_modules=inputs, task_type="CAUSAL_LM")

@@ -101,6 +101,12 @@ def modules(name: str, network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def with_weights(network: nn.Module) -> str:
+    """What modules that hold parameters are called at the end of their names, in a list to choose from."""
+    names = ends(path for path, module in network.named_modules() if any(True for _ in module.parameters()))
+    return ", ".join(name for name in names if name and not name.isdigit())
+
+
 def blocks(network: PreTrainedModel) -> nn.ModuleList:
     """The layers of the decoder, from first to last."""
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]

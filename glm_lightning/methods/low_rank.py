@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from glm_lightning.methods import layers
 from glm_lightning.methods.adapters import put_on
+from glm_lightning.methods.fused import fuse
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.types import UserError
 
@@ -111,6 +112,7 @@ class LowRank:
         yield from wrong
         if wrong and isinstance(self.targets, str):
             return  # what is adapted is not known
+        yield from self._rank_problems(skeleton)
         yield from self._pattern_problems(skeleton)
         yield from self._module_problems(skeleton, quantize)
         yield from self._by_parameter_problems(skeleton)
@@ -131,6 +133,13 @@ class LowRank:
             yield f"method.dora is true: {why}, without DoRA; set dora=false, or targets=attention"
         if by_parameter and self.init not in ("default", "gaussian"):
             yield f"method.init is {self.init!r}: {why}; set init=default, or targets=attention"
+
+    def _rank_problems(self, skeleton: PreTrainedModel) -> Iterator[str]:
+        """A matrix has no rank above its smaller side: what is above that in every layer takes memory and is no use."""
+        sides = [min(skeleton.get_parameter(f"{name}.weight").shape) for name in self._adapted(skeleton)]
+        most = max(sides, default=self.rank)
+        if self.rank > most:
+            yield f"method.rank is {self.rank}: the layers that are adapted have ranks of {most} at most; lower it"
 
     def _pattern_problems(self, skeleton: PreTrainedModel) -> Iterator[str]:
         adapted = [*self._adapted(skeleton), *(layers.experts(skeleton) if self.experts else ())]
@@ -154,7 +163,8 @@ class LowRank:
             found = layers.modules(name, skeleton)
             inside = {f"{path}.{child}".rstrip(".") for path, m in found.items() for child, _ in m.named_modules()}
             if not any(True for module in found.values() for _ in module.parameters()):
-                yield f"method.extra_modules holds {name!r}: no module with weights is called so"
+                there = layers.with_weights(skeleton)
+                yield f"method.extra_modules holds {name!r}: no module with weights is called so; there are {there}"
             elif both := sorted(inside & adapted):
                 yield f"method.extra_modules holds {name!r}: {both[0]} is adapted already; take it out of one of them"
             elif _torn_apart(found.values(), skeleton):
@@ -175,7 +185,9 @@ class LowRank:
                 f"the experts, {passed / sum(p.numel() for p in network.parameters()):.0%} of the parameters, are no "
                 "linear layers and stay as they are; method.experts=true adapts them, too"
             )
-        return put_on(network, self._config(network)), notices  # type: ignore[return-value]
+        adapted = put_on(network, self._config(network))
+        fuse(adapted)
+        return adapted, notices  # type: ignore[return-value]
 
     def _config(self, network: PreTrainedModel) -> LoraConfig:
         extra = [module for name in self.extra_modules for module in layers.modules(name, network).values()]

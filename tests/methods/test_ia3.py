@@ -41,7 +41,9 @@ def test_the_inner_activations_of_the_fused_gate_are_what_is_scaled():
     [
         ({"outputs": ["keys"]}, r"method\.outputs holds 'keys': matches no linear layer"),
         ({"inputs": ["fc3"]}, r"method\.inputs holds 'fc3': matches no linear layer"),
-        ({"inputs": ["k_proj"], "outputs": ["k_proj"]}, r"method\.inputs holds 'k_proj', as does method\.outputs"),
+        ({"inputs": ["k_proj"]}, r"method\.inputs and method\.outputs both lead to .*layers\.0\.self_attn\.k_proj"),
+        ({"inputs": ["self_attn.k_proj"], "outputs": ["k_proj"]}, r"both lead to .*layers\.0\.self_attn\.k_proj"),
+        ({"inputs": [], "outputs": []}, r"method\.outputs and method\.inputs are empty: nothing is scaled"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(knobs, pattern):

@@ -296,6 +296,8 @@ def test_a_trained_head_has_its_loss_and_gradient():
     ("knobs", "pattern"),
     [
         ({"rank": 0}, r"method\.rank is 0: must be 1 or more"),
+        ({"rank": 65}, r"method\.rank is 65: the layers that are adapted have ranks of 64 at most"),
+        ({"rank": 33, "targets": ["k_proj"]}, r"method\.rank is 33: the layers that are adapted .* 32 at most"),
         ({"alpha": 0}, r"method\.alpha is 0: must be above 0"),
         ({"dropout": 1.0}, r"method\.dropout is 1\.0: must be in \[0, 1\)"),
         ({"targets": []}, r"method\.targets is empty"),

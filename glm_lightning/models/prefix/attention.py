@@ -15,10 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from glm_lightning.models import short_attention
 from glm_lightning.models.prefix.encoder import PrefixEncoder
 from glm_lightning.types import UserError
 
-ATTENTION = {"sdpa": "sdpa_prefix", "eager": "eager_prefix"}
+ATTENTION = {"sdpa": "sdpa_prefix", short_attention.NAME: "sdpa_prefix", "eager": "eager_prefix"}
 """The attention implementations that a prefix can be put before, and the names under which ours are registered."""
 
 _ENCODER = "prefix_encoder"
@@ -104,6 +105,9 @@ def _sdpa(
     if causal:
         # the triangle's own dispatch comes before autocast's, and wants one type
         query, key, value = (_as_autocast(states) for states in (query, key, value))
+        if not kwargs.get("dropout") and short_attention.fits(query, key, value):
+            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            return short_attention.causal(query, key, value, scaling).transpose(1, 2).contiguous(), None
         attention_mask = causal_lower_right(num_queries, key.shape[2])
     return cast(_Answer, sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs))
 
