@@ -1,0 +1,77 @@
+"""Published memory sizes and rates of accelerators, and what of them a run can count on.
+
+Rates are dense bfloat16 matrix products accumulated in float32 (float16 where a card has no bfloat16), without the
+doubling that data sheets give for sparse matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glm_lightning.config.nearest import by_likeness
+from glm_lightning.types import UserError
+
+GIB = 2**30
+
+CONTEXT = GIB // 2
+"""What a CUDA process takes before the first tensor: driver, kernels, workspaces of cuBLAS. About 0.5 GiB."""
+
+FRAGMENTS = 0.05
+"""Share of its tensors that torch's caching allocator loses between blocks; an allowance, not a measurement."""
+
+UTILISATION = 0.4
+"""Share of the published rate that training is taken to reach; PaLM reached 0.46 (arXiv:2204.02311, section 4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An accelerator: memory in GiB, rate in floating-point operations a second."""
+
+    name: str
+    gib: float
+    rate: float
+    source: str
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left to a run's tensors."""
+        return room(int(self.gib * GIB))
+
+
+def room(capacity: int) -> int:
+    """Bytes that a GPU of ``capacity`` bytes leaves to tensors."""
+    return int((capacity - CONTEXT) / (1 + FRAGMENTS))
+
+
+_AMPERE = "NVIDIA A100 data sheet"
+_HOPPER = "NVIDIA H100 data sheet, half of the sparse rate"
+DEVICES = (
+    Device("T4", 16, 65e12, "NVIDIA T4 data sheet, float16"),
+    Device("V100 16GB", 16, 125e12, "NVIDIA V100 data sheet, float16"),
+    Device("V100 32GB", 32, 125e12, "NVIDIA V100 data sheet, float16"),
+    Device("RTX 3090", 24, 71e12, "NVIDIA GA102 whitepaper"),
+    Device("RTX 4090", 24, 165.2e12, "NVIDIA Ada whitepaper"),
+    Device("RTX 5090", 32, 209.5e12, "NVIDIA RTX Blackwell whitepaper"),
+    Device("A10", 24, 125e12, "NVIDIA A10 data sheet"),
+    Device("L4", 24, 121e12, "NVIDIA L4 data sheet, half of the sparse rate"),
+    Device("A40", 48, 149.7e12, "NVIDIA A40 data sheet"),
+    Device("L40S", 48, 362e12, "NVIDIA L40S data sheet"),
+    Device("A100 40GB", 40, 312e12, _AMPERE),
+    Device("A100 80GB", 80, 312e12, _AMPERE),
+    Device("H100 PCIe", 80, 756e12, _HOPPER),
+    Device("H100 SXM", 80, 989e12, _HOPPER),
+    Device("H200", 140, 989e12, "NVIDIA H200 data sheet, half of the sparse rate; 141 GB are 140 GiB of use"),
+)
+
+
+def find(name: str) -> Device:
+    """The device of a name, whatever its case.
+
+    Raises:
+        UserError: the table has none of this name.
+    """
+    for device in DEVICES:
+        if device.name.lower() == name.strip().lower():
+            return device
+    nearest = ", ".join(by_likeness(name, [device.name for device in DEVICES]))
+    raise UserError(f"--device is {name!r}: must be one of {nearest} (nearest first); or give --memory 24GB")
