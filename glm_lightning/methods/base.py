@@ -12,13 +12,15 @@ from typing import Any, ClassVar, Literal, Self
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from glm_lightning import optim
-from glm_lightning.methods import quantized
+from glm_lightning.methods import quantized, tracing
+from glm_lightning.models import short_attention
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.supervised import refuse_leaks
@@ -31,7 +33,7 @@ VALIDATION_METRICS = ("val/loss", "val/perplexity", "val/token_accuracy")
 
 
 SKIPPED_IN_A_ROW = 20
-"""Steps that float16's scaler may skip one after another before the network itself must be what overflows."""
+"""Steps that may be skipped one after another before the network itself must be what is not finite."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Ingredients:
     base: str  # fingerprint of the base network
     base_dtype: torch.dtype = torch.float32  # the type of the base's weights on disk
     log_every_n_steps: int = 1
+    on_non_finite: tracing.OnNonFinite = "stop"
     quantize: Quantize | None = None  # how the base's linear layers are held; None: as they are
     num_steps: int | None = None  # optimizer steps of the run; None while only the configuration is checked
     tokenizer: Tokenizer | None = None  # the base's; None while only the configuration is checked
@@ -89,6 +92,7 @@ class Method(pl.LightningModule, ABC):
         self.num_skipped_steps = 0
         self._skipped_in_a_row = 0
         self._tried_packing = False
+        self.step = tracing.Step()
         self._step_total = torch.zeros(())
         self._validation: list[Tensor] = []
         self._seen_by_optimizer: dict[str, float | Tensor] = {}
@@ -133,7 +137,9 @@ class Method(pl.LightningModule, ABC):
         """Load and adapt the network. Lightning calls this once per entry point; only the first does anything."""
         if self.network is not None:
             return
-        network = self.adapt(self.ingredients.load())
+        loaded = self.ingredients.load()
+        short_attention.use(loaded)
+        network = self.adapt(loaded)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise UserError(f"method={type(self).__name__.lower()}: nothing in this network is trained")
         _widen(network)
@@ -173,7 +179,7 @@ class Method(pl.LightningModule, ABC):
 
     @property
     def skipped_step(self) -> bool:
-        """Whether the last optimizer step was left out, as float16's scaler does where gradients are not finite."""
+        """Whether the last optimizer step was left out, as its gradients were not finite."""
         return self._skipped_in_a_row > 0
 
     # -- training
@@ -193,7 +199,7 @@ class Method(pl.LightningModule, ABC):
         for number in place:
             # Rounds of a 64-bit linear congruential generator (Knuth's MMIX constants) mix the numbers.
             seed = ((seed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**64
-        torch.manual_seed(seed)
+        self.step.begin(batch, seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's mean over all its supervised tokens.
@@ -203,7 +209,9 @@ class Method(pl.LightningModule, ABC):
         """
         loss = self.ingredients.objective.loss(self._network, batch)
         self._step_total = self._step_total.to(loss.total) + loss.total.detach() / batch.step_tokens
-        return loss.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_tokens)
+        share = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_tokens
+        # A loss that is not finite makes all gradients so, and by them the norm that every rank sees.
+        return loss.total * (share + 0 * loss.total.detach())
 
     def configure_gradient_clipping(
         self,
@@ -211,7 +219,11 @@ class Method(pl.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm over everything trained; a norm that is not finite stops the run."""
+        """Clip by the norm over everything trained; where that is not finite, the step is not taken.
+
+        The norm is read here, once an optimizer step: before the weights are changed is the last moment at which the
+        step can be left out and its micro-batches be run again on the weights that made it.
+        """
         trained = list(self.trained().values())
         norm = nn.utils.clip_grad_norm_(trained, gradient_clip_val or math.inf)
         self._refuse_endless(norm)
@@ -221,14 +233,36 @@ class Method(pl.LightningModule, ABC):
         if torch.isfinite(norm):
             self._skipped_in_a_row = 0
             return
-        # float16 has a scaler that skips such steps by itself and lowers its scale, which a few of them teach it
         self.num_skipped_steps += 1
         self._skipped_in_a_row += 1
-        if self.trainer.precision != "16-mixed" or self._skipped_in_a_row > SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"step {self.trainer.global_step + 1}: the gradient norm is {norm.item()}; lower optimizer.lr, "
-                "or set trainer.precision=32-true"
+        # float16 has a scaler that skips such steps by itself and lowers its scale, which a few of them teach it
+        is_scaled, is_endless = self.trainer.precision == "16-mixed", self._skipped_in_a_row > SKIPPED_IN_A_ROW
+        if is_scaled and not is_endless:
+            return
+        self.zero_grad(set_to_none=True)  # without gradients the optimizer does nothing
+        problem = f"step {self.trainer.global_step + 1}: the gradient norm is {norm.item()}"
+        found = self._culprits()
+        if is_endless or self.ingredients.on_non_finite == "stop":
+            advice = (
+                "this step has changed nothing; mend or remove the samples, lower optimizer.lr, set "
+                "trainer.precision=32-true, or go on without such steps: on_non_finite=skip"
             )
+            raise UserError([*(f"{problem}: {each}" for each in found), advice])
+        rank_zero_warn("; ".join([f"{problem}: skipped", *found]))
+
+    def _culprits(self) -> list[str]:
+        """What is not finite in this step, of all ranks."""
+        found = self.step.findings(
+            self._network,
+            lambda batch: self.ingredients.objective.loss(self._network, batch).total,
+            self.trainer.datamodule.splits.train.origin,  # type: ignore[attr-defined]
+            context=self.trainer.precision_plugin.forward_context,
+        )
+        if self.trainer.world_size > 1:
+            of_ranks: list[list[str]] = [[]] * self.trainer.world_size
+            torch.distributed.all_gather_object(of_ranks, found)
+            found = [f"rank {rank}, {each}" for rank, texts in enumerate(of_ranks) for each in texts]
+        return found or ["no micro-batch gives it again alone: their sum overflows, or a kernel is not deterministic"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the finished optimizer step: the mean over its tokens, over all micro-batches and ranks."""
@@ -240,6 +274,7 @@ class Method(pl.LightningModule, ABC):
             # Lightning takes a metric of this name as the curve's x axis, where it would count from 0 itself
             self.log_dict(self._seen_by_optimizer | {"step": float(self.trainer.global_step)})
         self._step_total = torch.zeros_like(self._step_total)
+        self.step = tracing.Step()
 
     # -- validation
 
@@ -277,6 +312,7 @@ class Method(pl.LightningModule, ABC):
         """Keep only what was trained, and the name of the base it belongs to."""
         checkpoint["state_dict"] = {name: parameter.detach() for name, parameter in self.trained().items()}
         checkpoint["base"] = self.ingredients.base
+        checkpoint["method"] = type(self).__name__
         checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

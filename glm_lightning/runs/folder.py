@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "checkpoints" / "best"
 
     @property
+    def refused(self) -> Path:
+        """A checkpoint that was the newest and turned out to be torn or foreign; nothing reads it."""
+        return self.path / "checkpoints" / "refused"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that runs in this folder."""
         return self.path / ".lock"
@@ -96,13 +101,6 @@ class RunFolder:
     def artefact(self, kind: str) -> Path:
         """Folder of what the run leaves behind: ``adapter`` or ``model``."""
         return self.path / kind
-
-    def read_config(self) -> dict[str, Any]:
-        """The stored configuration as plain containers."""
-        import yaml
-
-        loaded: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        return loaded
 
     def read_report(self) -> dict[str, Any]:
         """The end-of-run report."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -18,8 +19,10 @@ from glm_lightning import evaluation
 from glm_lightning.callbacks import JsonLines
 from glm_lightning.data.module import DataModule
 from glm_lightning.data.plan import Plan
+from glm_lightning.estimate.skeleton import Device, skeleton
 from glm_lightning.inference.loading import words
 from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.low_rank import SPLITTING
 from glm_lightning.models import Source
 from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
@@ -199,8 +202,27 @@ def _ingredients(config: DictConfig, source: Source, objective: Objective, *, nu
         seed=config.seed,
         base="",
         log_every_n_steps=config.trainer.log_every_n_steps,
+        on_non_finite=config.on_non_finite,
         quantize=source.quantize,
     )
+
+
+def unloaded(
+    config: DictConfig, source: Source, chosen: str, *, tokenizer: Tokenizer | None = None, on: Device = "meta"
+) -> Method:
+    """A method whose network has no weights: a skeleton on the meta device, or random weights on the CPU."""
+    target: Any = get_class(config.method._target_)
+    dtype = precision.weights_dtype(chosen, trains_base=target.trains_base, stored=source.stored_dtype)
+    ingredients = replace(
+        _ingredients(config, source, made(config.objective, "objective"), num_steps=1),
+        load=functools.partial(skeleton, source, dtype=dtype, device=on),
+        tokenizer=tokenizer,
+    )
+    # A start that is computed from weights needs some; what is held is the same with any other.
+    start = str(config.method.get("init"))
+    others = {"text": {"init": "vocabulary", "init_text": None}}
+    begun = {"init": "default"} if re.fullmatch(SPLITTING, start) else others.get(start, {})
+    return cast(Method, made(OmegaConf.merge(config.method, begun), "method", ingredients))
 
 
 def _method(

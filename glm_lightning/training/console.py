@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,12 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
     lines = {
         "model": f"{source.path} ({source.config.model_type}, {source.num_parameters:,} parameters)",
         "method": f"{type(parts.method).__name__} ({knobs(config.method)})",
-        "data": f"{len(splits.train):,} train, {_count(splits.val)} validation, {_count(splits.test)} test rows"
+        "data": f"{_count(splits.train)} train, {_count(splits.val)} validation, {_count(splits.test)} test rows"
         + (" (encoded before)" if splits.train.cached else ""),
         "template": parts.template.name,
         "precision": f"{parts.precision.name}: {parts.precision.reason}",
         "devices": f"{devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}",
-        "batch": f"{plan.batch_size} rows an optimizer step = {plan.world_size} device(s) x {plan.accumulate} "
+        "batch": f"{plan.batch_size} samples an optimizer step = {plan.world_size} device(s) x {plan.accumulate} "
         f"micro-batch(es) of at most {plan.max_tokens:,} tokens",
         "steps": f"{parts.num_steps:,} optimizer step(s), {plan.num_steps:,} an epoch",
         "run": _shown(folder.path),
@@ -102,9 +102,18 @@ def interrupted(folder: RunFolder, trainer: pl.Trainer) -> None:
 
 
 def closing(
-    config: DictConfig, report: dict[str, Any], examination: Examination, folder: RunFolder, artefact: str
+    config: DictConfig,
+    report: dict[str, Any],
+    examination: Examination,
+    folder: RunFolder,
+    artefact: str,
+    *,
+    told: Collection[str],
 ) -> None:
-    """Print scores and sample answers before and after, where the run lies, and what to try next."""
+    """Print scores and sample answers before and after, where the run lies, and what to try next.
+
+    Notices that were ``told`` at the start are counted only.
+    """
     console = Console()
     if report["metrics"]:
         console.print(_scores(report))
@@ -119,7 +128,10 @@ def closing(
     )
     console.print(f"{report['steps']} steps. {speed}", highlight=False)
     for notice in report["notices"]:
-        console.print(f"note: {notice}", highlight=False, markup=False)
+        if notice not in told:
+            console.print(f"note: {notice}", highlight=False, markup=False)
+    if told:
+        console.print(f"{len(told)} note(s) on the data, as at the start, are in {run}/report.json", highlight=False)
     console.print(
         f"The run lies in [bold]{run}[/bold], the {artefact} in [bold]{run}/{artefact}[/bold].", highlight=False
     )
@@ -161,7 +173,10 @@ def knobs(node: DictConfig) -> str:
 
 
 def _count(dataset: Any) -> str:
-    return "no" if dataset is None else f"{len(dataset):,}"
+    """The rows of a part, and the samples that they make where that is another number."""
+    if dataset is None:
+        return "no"
+    return f"{dataset.num_rows:,}" + (f" ({len(dataset):,} samples)" if len(dataset) != dataset.num_rows else "")
 
 
 def _shown(path: Path) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning.methods.base import VALIDATION_METRICS
+from glm_lightning.methods.tracing import OnNonFinite
 from glm_lightning.types import UserError
 
 T = TypeVar("T")
@@ -67,6 +68,8 @@ def in_numbers(config: DictConfig) -> Iterator[str]:
         value = OmegaConf.select(config, key)
         if not fine(value):
             yield f"{key} is {value}: must be {rule}"
+    if config.on_non_finite not in get_args(OnNonFinite):
+        yield f"on_non_finite is {config.on_non_finite!r}: must be one of {', '.join(get_args(OnNonFinite))}"
     for name, node in config.callbacks.items():
         monitor = None if node is None else node.get("monitor")
         if monitor is not None and monitor not in VALIDATION_METRICS:

@@ -37,13 +37,13 @@ def resolve(config: DictConfig, overrides: Sequence[str], *, of_first: Path | No
         return config
     if config.resume == "auto":
         folder = _newest_unfinished(config) if of_first is None else RunFolder(of_first)
-        return config if folder is None else _resumed(folder, {})
+        return config if folder is None else _resumed(folder, {}, config)
     folder = RunFolder(Path(config.resume).expanduser().absolute())
     if not folder.config.is_file():
         raise UserError(
             f"resume is {config.resume!r}: no run lies there (it would hold config.yaml); give a run folder"
         )
-    return _resumed(folder, _values(overrides))
+    return _resumed(folder, _values(overrides), config)
 
 
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -52,8 +52,10 @@ def _values(overrides: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in APART and not key.startswith("hydra.")}
 
 
-def _resumed(folder: RunFolder, changes: dict[str, Any]) -> DictConfig:
-    stored = _moved(configuration.load(folder.config), folder)
+def _resumed(folder: RunFolder, changes: dict[str, Any], composed: DictConfig) -> DictConfig:
+    # What an older release did not write yet has the value of this one.
+    own = _moved(configuration.load(folder.config), folder)
+    stored = cast(DictConfig, OmegaConf.merge({key: composed[key] for key in composed if key not in own}, own))
     parts = [key for key in changes if OmegaConf.is_config(OmegaConf.select(stored, key))]
     problems = [
         f"{key}={changes[key]}: a resumed run keeps its {key}; single values, such as trainer.max_epochs, can change"

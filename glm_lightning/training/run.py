@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning import config as configuration
 from glm_lightning.callbacks import Throughput
-from glm_lightning.files import lock, recover, write_json
-from glm_lightning.runs import RunFolder
-from glm_lightning.training import console, resuming
+from glm_lightning.files import lock, write_json
+from glm_lightning.runs import RunFolder, checkpoints
+from glm_lightning.training import console, failures, resuming
 from glm_lightning.training.artefact import leave_artefact
 from glm_lightning.training.build import build
 from glm_lightning.training.parts import Parts
@@ -61,19 +62,32 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     configuration.check(with_autos_set(config), provided=PROVIDED)
     parts = build(config, folder)
     pl.seed_everything(config.seed, verbose=False)
-    for kept in (folder.last, folder.best):
-        recover(kept)
-    checkpoint = folder.last if folder.last.is_dir() else None
     with _owned(folder, is_first=parts.trainer.is_global_zero), console.named_warnings_ignored():
+        checkpoint = _checkpoint(folder, parts)
         if parts.trainer.is_global_zero:
             _begin(config, folder, parts)
             console.opening(config, parts, folder, checkpoint)
         try:
-            parts.trainer.fit(parts.method, datamodule=parts.data, ckpt_path=checkpoint)
-        except SystemExit:  # what Lightning makes of Ctrl-C
+            with failures.explained(config, folder, parts):
+                parts.trainer.fit(parts.method, datamodule=parts.data, ckpt_path=checkpoint)
+        except SystemExit:  # a signal, or what Lightning makes of Ctrl-C
             console.interrupted(folder, parts.trainer)
             raise
         return _finish(config, folder, parts)
+
+
+def _checkpoint(folder: RunFolder, parts: Parts) -> Path | None:
+    """The checkpoint to go on from; one that will not do is told, and put out of the way of the next."""
+    is_first = parts.trainer.is_global_zero
+    if is_first:
+        checkpoints.settle(folder.last.parent)
+    base, method = parts.source.fingerprint, type(parts.method).__name__
+    checkpoint, refused = checkpoints.newest_whole(folder.last.parent, base=base, method=method)
+    parts.method.notices += [f"{problem}; went on from {checkpoint}" for problem in refused]
+    if is_first and refused and folder.last.is_dir():
+        shutil.rmtree(folder.refused, ignore_errors=True)
+        folder.last.rename(folder.refused)
+    return checkpoint
 
 
 @contextlib.contextmanager
@@ -163,13 +177,14 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
         leave_artefact(config, folder, parts, report)
         _log_end(config, parts)
         write_json(folder.report, report)
-        console.closing(config, report, examination, folder, parts.method.artefact)
+        told = parts.data.splits.notices
+        console.closing(config, report, examination, folder, parts.method.artefact, told=told)
     return Run(folder.path, examination.after, config)
 
 
 def _notices(parts: Parts) -> list[str]:
     skipped = parts.method.num_skipped_steps
-    of_training = [f"{skipped} steps were skipped: their gradients were not finite in float16"] if skipped else []
+    of_training = [f"{skipped} step(s) were skipped: their gradients were not finite"] if skipped else []
     return [*parts.data.splits.notices, *parts.method.notices, *of_training]
 
 

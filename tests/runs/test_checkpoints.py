@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm_lightning.runs import SafeCheckpoints
+from glm_lightning.runs.checkpoints import set_aside
 from glm_lightning.types import UserError
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -95,3 +96,33 @@ def test_a_torn_checkpoint_is_named(tmp_path, name, damage):
         file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match="last: not a whole checkpoint"):
         SafeCheckpoints().load_checkpoint(path)
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4 KiB: to a writer that is a disk without room."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path, small_files):
+    io = SafeCheckpoints()
+    io.save_checkpoint({"state_dict": {"p": torch.zeros(2)}, "step": 1}, tmp_path / "last")
+    with pytest.raises(UserError, match=r"last: cannot be written .* takes 0\.1 MiB, and the disk of .* MiB free"):
+        io.save_checkpoint({"state_dict": {"p": torch.ones(25_000)}, "step": 2}, tmp_path / "last")
+    assert io.load_checkpoint(tmp_path / "last")["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_checkpoint_that_is_kept_takes_no_room_of_its_own(tmp_path):
+    io = SafeCheckpoints()
+    io.save_checkpoint({"state_dict": {"p": torch.zeros(2)}, "step": 1}, tmp_path / "last")
+    set_aside(tmp_path / "last", tmp_path / "previous")
+    files = [tmp_path / name / "trained.safetensors" for name in ("last", "previous")]
+    assert files[0].stat().st_ino == files[1].stat().st_ino
+    io.save_checkpoint({"state_dict": {"p": torch.ones(2)}, "step": 2}, tmp_path / "last")
+    assert io.load_checkpoint(tmp_path / "previous")["step"] == 1
+    assert torch.equal(io.load_checkpoint(tmp_path / "previous")["state_dict"]["p"], torch.zeros(2))

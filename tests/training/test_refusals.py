@@ -254,6 +254,7 @@ def test_resuming_a_folder_that_is_no_run(refused, tmp_path):
 @pytest.mark.parametrize("file", ["trained.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_torn_checkpoint(train, file):
     run = train("torn", "trainer.max_steps=-1", "trainer.max_epochs=1")
+    shutil.rmtree(run.best)  # else the run goes on from it
     torn = run.last / file
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     with pytest.raises(UserError) as caught:
@@ -275,9 +276,8 @@ def test_a_step_that_diverges_is_named(train, monkeypatch):
         return loss * torch.nan if self.trainer.global_step == 2 else loss
 
     monkeypatch.setattr(Method, "training_step", diverging)
-    with pytest.raises(UserError, match=r"^step 3: the gradient norm is nan; lower optimizer\.lr") as caught:
+    with pytest.raises(UserError, match=r"^step 3: the gradient norm is nan: no micro-batch gives it again alone"):
         train("diverging")
-    assert len(caught.value.problems) == 1
 
 
 # -- the command line
@@ -289,7 +289,7 @@ def test_a_step_that_diverges_is_named(train, monkeypatch):
         (["optimizer.lrr=1"], ["error: optimizer.lrr"]),
         (["trainer.max_epochs=viele", "optimizer.lr=[1]"], ["error: 2 problems", "  1. ", "  2. "]),
         (["data.train=/nowhere/数据.jsonl"], ["error: data.train: '/nowhere/数据.jsonl' is no file"]),
-        (["optimizer.lr=1e30", "trainer.precision=32-true"], ["error: step ", "the gradient norm is nan"]),
+        (["optimizer.lr=1e30", "trainer.precision=32-true"], ["error: 2 problems", "the gradient norm is nan"]),
     ],
 )
 def test_exit_code_two_and_no_traceback(overrides, tmp_path, more, messages):
