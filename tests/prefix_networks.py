@@ -109,7 +109,7 @@ def logits_behind_cache(base: PreTrainedModel, encoder: prefix.PrefixEncoder, id
     mask = torch.ones(rows, encoder.length + length, dtype=torch.long)
     positions = torch.arange(length)[None].expand(rows, -1)
     cache = cache_of(encoder, rows=rows)
-    return base(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+    return base(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache).logits
 
 
 def some_ids(rows: int, length: int, *, seed: int = 2) -> Tensor:

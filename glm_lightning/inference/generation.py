@@ -159,7 +159,7 @@ def _next_logits(network: Any, ids: Tensor, cache: DynamicCache, *, first: bool)
         inputs = (network if soft is None else base).prepare_inputs_for_generation(
             ids,
             next_sequence_length=None if first else 1,
-            past_key_values=cache,
+            cache=cache,
             is_first_iteration=first,
             use_cache=True,
         )

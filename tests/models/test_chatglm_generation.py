@@ -82,7 +82,7 @@ def test_an_answer_goes_on_behind_its_cache(made: ChatGLMForCausalLM, expected: 
     first = made.generate(input_ids=ids, max_new_tokens=3, return_dict_in_generate=True, **arguments)
     # two ids that the cache has not seen
     longer = torch.cat([first.sequences, torch.tensor([[expected[0][3]]])], dim=1)
-    rest = made.generate(input_ids=longer, past_key_values=first.past_key_values, max_new_tokens=4, **arguments)
+    rest = made.generate(input_ids=longer, cache=first.cache, max_new_tokens=4, **arguments)
     assert rest[0, ids.shape[1] :].tolist() == expected[0]
 
 

@@ -239,7 +239,7 @@ def test_a_registered_attention_may_put_keys_in_front(registered: dict[str, Any]
     places = torch.tensor(naive_positions(row)).T[None]
     for start, stop in [(0, 7), *((t, t + 1) for t in range(7, len(row)))]:
         ids = torch.tensor([row[start:stop]])
-        steps.append(made(input_ids=ids, position_ids=places[..., start:stop], past_key_values=cache).logits[0])
+        steps.append(made(input_ids=ids, position_ids=places[..., start:stop], cache=cache).logits[0])
     close(torch.cat(steps), full[0][: len(row)])
     assert registered["masks"][-1] is None
 
@@ -286,11 +286,11 @@ def test_wrong_inputs_are_told(double: ChatGLMForCausalLM) -> None:
         double(input_ids=ids, inputs_embeds=embeds)
     with pytest.raises(ValueError, match="position_ids"):
         double(inputs_embeds=embeds)
-    cache = double(input_ids=ids, use_cache=True).past_key_values
+    cache = double(input_ids=ids, use_cache=True).cache
     with pytest.raises(ValueError, match="position_ids"):
-        double(input_ids=ids, past_key_values=cache)
+        double(input_ids=ids, cache=cache)
     with pytest.raises(ValueError, match="context sees itself in both directions"):
-        double(input_ids=ids, past_key_values=cache, position_ids=positions(ids, None, double.config))
+        double(input_ids=ids, cache=cache, position_ids=positions(ids, None, double.config))
 
 
 def test_embeddings_may_come_with_positions(double: ChatGLMForCausalLM, alone: list[Tensor]) -> None:

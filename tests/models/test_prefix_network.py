@@ -135,7 +135,7 @@ def test_generation_with_a_cache_equals_generation_without(family):
     ids = some_ids(1, 8)
     cache = DynamicCache(config=network.config)
     knobs = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    cached = network.generate(ids, past_key_values=cache, **knobs)
+    cached = network.generate(ids, cache=cache, **knobs)
     assert cache.get_seq_length() == ids.shape[1] + 5  # nothing of the prefix is in it
     assert torch.equal(cached, network.generate(ids, use_cache=False, **knobs))
     assert not torch.equal(cached, network_of(family).generate(ids, **knobs))
@@ -158,7 +158,7 @@ def test_a_static_cache_in_prefill(family):
     network = with_prefix(family)
     ids = some_ids(2, 7)
     cache = StaticCache(config=network.config, max_cache_len=20)
-    assert far(logits_of(network, ids, past_key_values=cache), logits_of(network, ids)) < NEAR
+    assert far(logits_of(network, ids, cache=cache), logits_of(network, ids)) < NEAR
 
 
 @pytest.mark.parametrize("cached", CACHED)

@@ -199,7 +199,7 @@ def test_a_base_in_few_bits_takes_a_prefix(bits, tmp_path):
     mask = torch.ones(2, 14, dtype=torch.long)
     inputs = {"attention_mask": mask, "position_ids": torch.arange(9).expand(2, -1)}
     with torch.no_grad():
-        want = base(input_ids=ids, past_key_values=cache_of(encoder, rows=2), **inputs).logits
+        want = base(input_ids=ids, cache=cache_of(encoder, rows=2), **inputs).logits
     assert far(logits_of(network, ids), want) < NEAR
     network.requires_grad_(False)
     encoder.requires_grad_(True)

@@ -32,7 +32,7 @@ class ChatGLMConfig(PretrainedConfig):
     """
 
     model_type = "chatglm"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
     attribute_map: ClassVar[dict[str, str]] = {
         "num_hidden_layers": "num_layers",
         "intermediate_size": "inner_hidden_size",

@@ -76,15 +76,15 @@ class ChatGLMAttention(nn.Module):
         *,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states (B, T, H) to (B, T, H), and the weights where the implementation gives them."""
         fused = self.query_key_value(hidden_states).unflatten(-1, (-1, 3 * self.head_dim)).transpose(1, 2)
         query, key, value = fused.chunk(3, dim=-1)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         return self.dense(output.flatten(-2)), weights
@@ -133,7 +133,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _input_embed_layer = "word_embeddings"
     _no_split_modules = ["ChatGLMBlock"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
     # Stored by the official code and never read by it: it makes its own, and so does `positions`.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
     _supports_sdpa = True
@@ -165,7 +165,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -182,23 +182,19 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: give exactly one of them")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None or position_ids.ndim == 2:
-            position_ids = self._positions(input_ids, attention_mask, position_ids, past_key_values)
+            position_ids = self._positions(input_ids, attention_mask, position_ids, cache)
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        mask = attention_mask_of(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        mask = attention_mask_of(self.config, inputs_embeds, attention_mask, cache, position_ids)
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_table(position_ids, head_dim=head_dim, dtype=inputs_embeds.dtype)
         hidden_states = inputs_embeds
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, rotary=rotary, attention_mask=mask, past_key_values=past_key_values, **kwargs
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layernorm(hidden_states), past_key_values=past_key_values
-        )
+            hidden_states = layer(hidden_states, rotary=rotary, attention_mask=mask, cache=cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden_states), cache=cache)
 
     def _positions(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, places: Tensor | None, cache: Cache | None
@@ -230,7 +226,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -245,7 +241,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -257,7 +253,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -266,7 +262,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -275,9 +271,9 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: ``input_ids`` lack the beginning, which is in the cache, or positions were given.
         """
-        past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        past_length = 0 if cache is None else int(cache.get_seq_length())
         new_length = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
-        if past_key_values is not None and past_length + new_length != input_ids.shape[1]:
+        if cache is not None and past_length + new_length != input_ids.shape[1]:
             raise ValueError(
                 "input_ids: positions follow from the ids of the whole row; give all ids together with a cache, and "
                 "do not set prefill_chunk_size: a prompt that is seen in both directions cannot be cut"
@@ -287,7 +283,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         inputs: dict[str, Any] = cast(Any, super()).prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
+            cache=cache,
             attention_mask=attention_mask,
             position_ids=positions(input_ids, attention_mask, self.config),
             **kwargs,
@@ -302,9 +298,9 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         config: ChatGLMConfig,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         position_ids: Tensor,
         **kwargs: Any,
     ) -> Tensor | None:
         """The mask for a cache of fixed size, which transformers builds before the forward pass."""
-        return attention_mask_of(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        return attention_mask_of(config, inputs_embeds, attention_mask, cache, position_ids)

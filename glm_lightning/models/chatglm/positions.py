@@ -61,7 +61,7 @@ def attention_mask_of(
     config: ChatGLMConfig,
     inputs_embeds: Tensor,
     attention_mask: Tensor | None,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     position_ids: Tensor,
 ) -> Tensor | None:
     """What each token sees, in the form that the attention implementation takes; a mask of four dimensions as it is.
@@ -73,19 +73,19 @@ def attention_mask_of(
         ValueError: tokens of a context stand behind a cache; nothing has registered a mask for the implementation.
     """
     num_tokens = inputs_embeds.shape[1]
-    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+    if cache is not None and cache.get_seq_length() > 0:
         if num_tokens > 1 and bool((position_ids[:, 1] == 0).any()):
             raise ValueError(
                 "position_ids: a context sees itself in both directions, so it cannot be continued behind a cache; "
                 "give all of it to one forward pass"
             )
-        seen = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values)
+        seen = create_causal_mask(config, inputs_embeds, attention_mask, cache)
         return cast("Tensor | None", seen)
     mask = create_causal_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
+        cache,
         or_mask_function=_in_context(position_ids[:, 1] == 0),
         and_mask_function=_in_same_sample(_samples(position_ids)),
     )

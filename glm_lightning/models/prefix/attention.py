@@ -75,7 +75,7 @@ def _give_prefix(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if "prefix" in kwargs:
         return args, kwargs
     encoder = cast(PrefixEncoder, decoder.get_submodule(_ENCODER))
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get("cache")
     continued = encoder.projected and cache is not None and bool(cache.get_seq_length() > 0)
     return args, kwargs | {"prefix": encoder(continued=continued) if encoder.enabled else None}
 
