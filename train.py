@@ -19,8 +19,10 @@ from glm_lightning import config, sweeps
 def main(cfg: DictConfig) -> float | None:
     """Run one job, or one job of a sweep."""
     with config.exit_on_user_error():
+        if sweeps.is_search(cfg):
+            return sweeps.search(cfg)
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            return sweeps.run_job()
+            return sweeps.run_job(cfg)
         from glm_lightning.training import run
 
         run(cfg, overrides=list(HydraConfig.get().overrides.task))
