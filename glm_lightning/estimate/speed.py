@@ -30,7 +30,7 @@ def seconds_a_step(
         start = time.perf_counter()
         with torch.autocast(device, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             total = loss(network, batch).total
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         float(total)  # waits for a GPU
         taken.append(time.perf_counter() - start)
     return min(taken[1:])

@@ -57,7 +57,7 @@ class Alive(TorchDispatchMode):
 
     def __init__(self, known: Sequence[Tensor] = ()) -> None:
         """``known`` are tensors whose bytes do not count."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
         self._sizes: dict[int, int] = {}
@@ -132,11 +132,12 @@ def trace_answers(network: nn.Module, *, rows: int, length: int, autocast: torch
 
     Reading is what takes most: of the tokens that follow, each is one position. ``network`` is used up by this.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _without_contents(network) as held, Alive(held) as alive:
-        ids = torch.empty((rows, length), dtype=torch.int64)
-        with torch.no_grad(), _written_triangles(), _mixed(autocast):
+    with FakeTensorMode(allow_non_fake_inputs=True), _without_contents(network) as held:
+        alive = Alive(held)
+        with alive, torch.no_grad(), _written_triangles(), _mixed(autocast):
+            ids = torch.empty((rows, length), dtype=torch.int64)
             network.eval()(input_ids=ids, use_cache=True, logits_to_keep=1)
-        return alive.peak
+    return alive.peak
 
 
 def _passes(
@@ -164,7 +165,7 @@ def _passes(
     if not accumulates:
         for parameter in trained:
             parameter.grad = None
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     return before[0], inside - before[0], max(*peaks, alive.peak)
 
 
@@ -204,12 +205,13 @@ def _batch(shape: Shape) -> Batch:
 @contextlib.contextmanager
 def _written_triangles() -> Iterator[None]:
     """Let a prefix's causal mask be written out, as the CPU does: torch's unwritten one cannot be fake."""
-    original = attention.causal_lower_right
-    attention.causal_lower_right = lambda queries, keys: torch.empty((queries, keys), dtype=torch.bool)
+    names = vars(attention)
+    original = names["causal_lower_right"]
+    names["causal_lower_right"] = lambda queries, keys: torch.empty((queries, keys), dtype=torch.bool)
     try:
         yield
     finally:
-        attention.causal_lower_right = original
+        names["causal_lower_right"] = original
 
 
 def _mixed(dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

@@ -66,8 +66,8 @@ class Freeze(Method):
                 yield f"method.modules holds {name!r}: no regular expression: {error}"
                 continue
             if not any(True for module in found.values() for _ in module.parameters()):
-                there = layers.with_weights(skeleton)
-                yield f"method.modules holds {name!r}: no module with weights is called so; there are {there}"
+                names = layers.with_weights(skeleton)
+                yield f"method.modules holds {name!r}: no module with weights is called so; there are {names}"
 
     def adapt(self, network: PreTrainedModel) -> nn.Module:
         """Only the chosen parameters require a gradient; their base values are remembered where they were loaded."""

@@ -33,7 +33,7 @@ class FusedLinear(Linear):
         """As PEFT's: x (..., K) to (..., O)."""
         names = self.active_adapters
         if args or kwargs or self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:
-            return cast(Tensor, super().forward(x, *args, **kwargs))
+            return super().forward(x, *args, **kwargs)
         base: Any = self.base_layer
         down, up = (cast(nn.Linear, part[names[0]]) for part in (self.lora_A, self.lora_B))
         return lora_linear(x, base.weight, base.bias, down.weight, up.weight, self.scaling[names[0]])
