@@ -45,6 +45,9 @@ def test_saved_and_loaded_to_the_last_bit(family, hidden, tmp_path):
     assert torch.equal(logits_of(loaded, some_ids(2, 9)), logits_of(network, some_ids(2, 9)))
 
 
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+
+
 @pytest.mark.parametrize("hidden", [None, 6])
 @pytest.mark.parametrize("family", PEFT)
 def test_stock_peft_gives_the_same_logits_and_answers(family, hidden, tmp_path):
@@ -58,11 +61,20 @@ def test_stock_peft_gives_the_same_logits_and_answers(family, hidden, tmp_path):
     assert far(logits_of(stock, ids), logits_of(network, ids)) < NEAR
     padded = [logits_of(n, ids, attention_mask=mask, position_ids=places)[mask.bool()] for n in (stock, network)]
     assert far(*padded) < NEAR
-    knobs = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    assert torch.equal(stock.generate(input_ids=ids, **knobs), network.generate(input_ids=ids, **knobs))
+    answers = network.generate(input_ids=ids, **GREEDY)
+    assert torch.equal(logits_of(stock, answers[:, :-1]).argmax(-1)[:, ids.shape[1] - 1 :], answers[:, ids.shape[1] :])
     # without the rotation PEFT would see other distances
     stock.prompt_encoder["default"].embedding.weight.data = prefix.encoder_of(network).values().detach()
     assert far(logits_of(stock, ids), logits_of(network, ids)) > 0.01
+
+
+@pytest.mark.xfail(raises=FutureWarning, strict=True, reason="peft 0.21 names its cache as transformers 5.23 did")
+def test_stock_peft_generates_the_same_answers(tmp_path):
+    network = with_prefix("glm", length=7)
+    prefix.save(network, tmp_path)
+    stock = peft.PeftModel.from_pretrained(network_of("glm"), str(tmp_path)).eval()
+    ids = some_ids(2, 9)
+    assert torch.equal(stock.generate(input_ids=ids, **GREEDY), network.generate(input_ids=ids, **GREEDY))
 
 
 @pytest.mark.parametrize("projected", [False, True])
