@@ -38,6 +38,14 @@ def quote(argument: str, *, multirun: bool) -> str:
     return f"{key}={_element(value)}"
 
 
+def unquoted(argument: str) -> str:
+    """Return the override as one would type it: what `quote` makes the same of again."""
+    key, _, _ = argument.partition("=")
+    override = parsed(argument)
+    typed = argument if override is None else f"{key}={override.value()}"
+    return typed if quote(typed, multirun=False) == argument else argument
+
+
 def parsed(argument: str) -> Override | None:
     """Hydra's reading of one override, or None where its grammar does not accept it."""
     try:

@@ -106,7 +106,7 @@ def stop(pool: Pool) -> None:
     sys.exit(INTERRUPTED)
 
 
-def keepcommand_line(folder: Path) -> None:
+def keep_command_line(folder: Path) -> None:
     """Keep the command line in the sweep's folder."""
     write_json(folder / COMMAND, sys.argv[1:])
 
@@ -130,7 +130,7 @@ class Report(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Keep the command line."""
-        keepcommand_line(Path(config.hydra.sweep.dir).absolute())
+        keep_command_line(Path(config.hydra.sweep.dir).absolute())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Wait for the jobs that still run; print and write the table.

@@ -60,7 +60,14 @@ def _eta_squared(groups: Sequence[str], scores: Sequence[float]) -> float:
 def _rank_correlation(column: Sequence[str], scores: Sequence[float]) -> float:
     if len(set(column)) < 2 or len(set(scores)) < 2:
         return 0.0
-    return statistics.correlation([_number(text, column) for text in column], scores, method="ranked") ** 2
+    numbers = [_number(text, column) for text in column]
+    return statistics.correlation(_ranks(numbers), _ranks(scores)) ** 2
+
+
+def _ranks(numbers: Sequence[float]) -> list[float]:
+    """The place of each in their order; equal ones share the mean of theirs."""
+    order = sorted(numbers)
+    return [order.index(number) + (order.count(number) - 1) / 2 for number in numbers]
 
 
 def _number(text: str, column: Sequence[str]) -> float:

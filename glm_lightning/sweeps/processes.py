@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, final
 
@@ -21,7 +21,7 @@ GRACE_SECONDS = 30.0
 class Process:
     """A command that runs; what it prints goes to ``log`` and, where it is ``shown``, to our own output."""
 
-    def __init__(self, command: Sequence[str], log: Path, *, environment: Mapping[str, str], shown: bool) -> None:
+    def __init__(self, command: Sequence[str], log: Path, *, environment: dict[str, str], shown: bool) -> None:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

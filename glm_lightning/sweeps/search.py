@@ -46,7 +46,7 @@ class Search:
         retry: a search that goes on runs its failed trials again.
         seed: of the choices.
         startup: trials drawn at random before the first choice, and finished before the first is given up.
-        prune: give up a trial whose best validation loss so far is above the median of the others' at that step.
+        prune: give up a trial whose best validation loss so far is above the median of the others' so far on their way.
     """
 
     def __init__(
@@ -162,8 +162,9 @@ class _Trials:
     def _report(self, number: int) -> None:
         trial, path, read = self._running[number]
         losses = list(validations(path))
-        for step, loss in losses[read:]:
-            trial.report(loss, step)
+        # by its number: runs with other batches validate at other steps, and as far on their way
+        for count, (step, loss) in enumerate(losses[read:], start=read + 1):
+            trial.report(loss, count)
             if self._settings.prune and trial.should_prune():
                 self._pool.prune(number, f"at step {step} its validation loss of {loss:.4g} was above the median")
                 break
@@ -201,7 +202,7 @@ def _study(settings: Search, folder: Path) -> optuna.Study:
         load_if_exists=True,
         # a study that goes on must not draw the same values again
         sampler=optuna.samplers.TPESampler(seed=settings.seed + done, n_startup_trials=settings.startup),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup, n_warmup_steps=1)
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup)
         if settings.prune
         else optuna.pruners.NopPruner(),
     )

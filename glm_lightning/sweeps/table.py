@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from glm_lightning.config import command
+from glm_lightning.config.quoting import unquoted
 from glm_lightning.files import write_json, write_text
 from glm_lightning.sweeps.jobs import RANKED_BY, Job, ranked, recorded
 from glm_lightning.sweeps.page import page
@@ -72,5 +73,5 @@ def _print(jobs: Sequence[Job], folder: Path) -> None:
     console.print(table)
     if jobs and jobs[0].status == "done":
         console.print(f"The best is in {jobs[0].path}; again:", soft_wrap=True)
-        console.print(f"  {command()} {shlex.join(jobs[0].words)}", soft_wrap=True)
+        console.print(f"  {command()} {shlex.join(map(unquoted, jobs[0].words))}", soft_wrap=True)
     console.print(f"Runs, console outputs, sweep.html, .csv and .json lie in {folder}", soft_wrap=True)

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from glm_lightning.config import quote
+from glm_lightning.config.quoting import quote, unquoted
 
 TYPED = {
     "data.train=数据.jsonl": "数据.jsonl",
@@ -125,3 +125,10 @@ def test_what_is_no_override_is_left_alone() -> None:
     assert quote("数据", multirun=False) == "数据"
     assert quote("数据=1", multirun=False) == "数据=1"
     assert quote("~method.rank", multirun=False) == "~method.rank"
+
+
+@pytest.mark.parametrize(
+    "typed", ["name=类型#裙", "data.train=我的 (1).jsonl", "lr=1e-4", "x=[a,b]", "x={a: 1}", "x=", "+x=null"]
+)
+def test_what_was_quoted_can_be_typed_again(typed: str) -> None:
+    assert unquoted(quote(typed, multirun=False)) == typed

@@ -11,11 +11,9 @@ from glm_lightning.sweeps.page import importances, page
 from glm_lightning.sweeps.search import Search, validations
 from glm_lightning.types import UserError
 
-SPACE = "sweep.space={lr:{low:0.01,high:1.0,log:true}}"
-
 
 def test_a_search_finds_and_gives_up_and_goes_on(checkout: Path) -> None:
-    words = ["sweep=optuna", "~sweep.space", "+" + SPACE, "sweep.startup=2", "behaviour=validates"]
+    words = ["sweep=optuna", "sweep.startup=2", "behaviour=validates"]
     process = start(checkout, *words, "sweep.trials=8")
     wait_for("01*/metrics.jsonl", process)
     process.send_signal(signal.SIGINT)
@@ -41,7 +39,7 @@ def test_a_search_finds_and_gives_up_and_goes_on(checkout: Path) -> None:
 
 def test_trials_that_fail_do_not_end_a_search(checkout: Path) -> None:
     code, printed, jobs = sweep(
-        checkout, "sweep=optuna", "~sweep.space", "+sweep.space={behaviour:[fails,fine]}", "sweep.trials=5"
+        checkout, "sweep=optuna", "~sweep.space.lr", "+sweep.space.behaviour=[fails,fine]", "sweep.trials=5"
     )
     assert code == 0, printed
     assert len(jobs) == 5
