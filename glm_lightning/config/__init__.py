@@ -7,6 +7,7 @@ from glm_lightning.config import help, places
 from glm_lightning.config.binding import check
 from glm_lightning.config.command_line import arguments, compose
 from glm_lightning.config.errors import exit_on_user_error
+from glm_lightning.config.making import made
 from glm_lightning.config.places import command, conf_dir, entry_point
 from glm_lightning.config.quoting import quote
 from glm_lightning.config.storage import load, save
@@ -20,6 +21,7 @@ __all__ = [
     "entry_point",
     "exit_on_user_error",
     "load",
+    "made",
     "quote",
     "save",
 ]

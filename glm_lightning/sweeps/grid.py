@@ -11,8 +11,9 @@ from typing import Any, final
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from glm_lightning.config import check, made
 from glm_lightning.config.command_line import sources
 from glm_lightning.config.quoting import parsed
 from glm_lightning.files import read_json, write_json
@@ -84,13 +85,8 @@ def of(config: DictConfig) -> Any:
     Raises:
         UserError: what is wrong with the node.
     """
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    from glm_lightning.config import check
-
     check(OmegaConf.create({"sweep": config.sweep}), provided={})
-    return instantiate(config.sweep)
+    return made(config.sweep, "sweep")
 
 
 def own(overrides: Sequence[str]) -> list[str]:

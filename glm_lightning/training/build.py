@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning import evaluation
 from glm_lightning.callbacks import JsonLines
+from glm_lightning.config import made
 from glm_lightning.data.module import DataModule
 from glm_lightning.data.plan import Plan
 from glm_lightning.estimate.skeleton import Device, skeleton
@@ -31,7 +32,7 @@ from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.training import console, precision
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
-from glm_lightning.training.problems import Problems, in_numbers, made
+from glm_lightning.training.problems import Problems, in_numbers
 
 SHARDING = ("fsdp", "deepspeed", "model_parallel")
 """Beginnings of the names of strategies that put parts of a weight on several devices."""

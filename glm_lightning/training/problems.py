@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_args
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning.methods.base import VALIDATION_METRICS
@@ -34,24 +32,6 @@ class Problems:
         """Raise one `UserError` with all of them."""
         if self.found:
             raise UserError(self.found)
-
-
-def made(node: Any, key: str, *args: Any, **kwargs: Any) -> Any:
-    """Instantiate a node of the configuration.
-
-    Raises:
-        UserError: its constructor refuses a value, in its own words behind ``key``.
-    """
-    try:
-        return instantiate(node, *args, _convert_="all", **kwargs)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        # what Lightning says to users of its own: a device that is not there, a name it does not know
-        if isinstance(cause, ValueError | RuntimeError) or type(cause).__name__ == "MisconfigurationException":
-            raise UserError(f"{key}: {cause}") from error
-        raise
 
 
 def in_numbers(config: DictConfig) -> Iterator[str]:
