@@ -18,7 +18,7 @@ td.number { text-align: right } tr.best { background: #e8f5ec } .quiet { color: 
 svg { width: 100%; height: auto } svg text { font-size: 12px; fill: #444 } path { fill: none; stroke-width: 1.5 }
 path:hover { stroke-width: 4 } .bar { fill: #2e8b57 }
 """
-_WIDTH, _HEIGHT, _TOP, _FOOT, _SIDE = 960, 330, 34, 20, 90
+_WIDTH, _HEIGHT, _TOP, _FOOT, _SIDE, _LINE = 960, 330, 34, 20, 90, 14
 
 
 def page(jobs: Sequence[Job], metrics: Sequence[str]) -> str:
@@ -125,8 +125,12 @@ def _places(column: Sequence[str]) -> list[float]:
 
 
 def _ticks(column: Sequence[str], places: Sequence[float]) -> list[tuple[str, float]]:
-    ticks = sorted(dict(zip(column, places, strict=True)).items(), key=lambda pair: pair[1])
-    return ticks if len(ticks) <= 8 else [ticks[0], ticks[-1]]
+    """The texts beside an axis, those left out that would stand on another."""
+    shown: list[tuple[str, float]] = []
+    for text, place in sorted(dict(zip(column, places, strict=True)).items(), key=lambda pair: pair[1]):
+        if not shown or place - shown[-1][1] >= _LINE / (_HEIGHT - _FOOT - _TOP):
+            shown.append((text, place))
+    return shown
 
 
 def _y(place: float) -> float:
