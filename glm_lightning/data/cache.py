@@ -9,23 +9,27 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 
 from glm_lightning.data import encoding, findings, judging, parallel, rows, truncation
+from glm_lightning.data.columns import numbers, truths
 from glm_lightning.data.encoding import Encoder
 from glm_lightning.data.findings import Finding
 from glm_lightning.data.inputs import Inputs
 from glm_lightning.data.judging.kinds import FILE, OF_ROWS, kind_of
 from glm_lightning.data.progress import Bar, say
 from glm_lightning.data.reading import Problems
-from glm_lightning.data.rows import SCHEMA, Chunk, Done, RawRow, Work
+from glm_lightning.data.rows import SCHEMA, Chunk, Done, Identity, RawRow, Work
 from glm_lightning.files import atomic_folder, digest, fingerprint, lock, read_json, write_json
 from glm_lightning.types import UserError
+
+T = TypeVar("T")
 
 _CHUNK_ROWS = 1000
 _CHUNK_BYTES = 1 << 22
@@ -130,13 +134,29 @@ def _version() -> list[str]:
         judging.similarity,
         *(inspect.getmodule(type(rule)) for rule in judging.rules()),
     ]
-    return [fingerprint(Path(inspect.getfile(module))) for module in modules if module]
+    return code_of(*filter(None, modules))
+
+
+def code_of(*modules: ModuleType) -> list[str]:
+    """Changes with the code of some modules."""
+    return [fingerprint(Path(inspect.getfile(module))) for module in modules]
+
+
+def remembered(what: str, decides: Any, compute: Callable[[], T], *, folder: Path) -> T:
+    """What ``compute`` gives, a plain value; found again in ``folder`` under all that ``decides`` it."""
+    file = folder / f"{what}-{digest(decides)}.json"
+    if file.is_file():
+        return cast(T, read_json(file))
+    value = compute()
+    with contextlib.suppress(OSError):  # a folder of others may hold all the rows, and can still be read
+        write_json(file, value)
+    return value
 
 
 def _write(folder: Path, work: Work, processes: int | None) -> None:
     counts = dict.fromkeys(("rows", "refused", "samples", "tokens", "supervised", "truncated"), 0)
     size = sum(file.stat().st_size for file in work.files)
-    problems, broken = Problems(), False
+    problems, broken, identity = Problems(), False, Identity()
     with (
         pa.OSFile(str(folder / ARROW), "wb") as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
@@ -148,6 +168,7 @@ def _write(folder: Path, work: Work, processes: int | None) -> None:
         for chunk, done in parallel.ordered(work, _chunks(work.files, work.format), processes=chosen):
             batch = done.batch()
             writer.write_batch(batch)
+            identity.add(batch)
             _count(counts, batch, chunk, done)
             found = sorted([*chunk.findings, *done.findings], key=lambda each: (each.file, each.line))
             teller.write_batch(findings.batch(found))
@@ -158,18 +179,18 @@ def _write(folder: Path, work: Work, processes: int | None) -> None:
             bar.show(chunk.position)
     if broken:
         raise UserError(problems.texts)
-    write_json(folder / COUNTS, counts)
+    write_json(folder / COUNTS, counts | {"identity": identity.name()})
 
 
 def _count(counts: dict[str, int], batch: Any, chunk: Chunk, done: Done) -> None:
-    with_samples = len(np.unique(batch.column("row").to_numpy()))
+    with_samples = len(np.unique(numbers(batch.column("row"))))
     refused_lines = sum(finding.kind != FILE for finding in chunk.findings)
     counts["rows"] += len(chunk.rows) + refused_lines
     counts["refused"] += len(chunk.rows) - with_samples + refused_lines
     counts["samples"] += batch.num_rows
-    counts["tokens"] += int(batch.column("length").to_numpy().sum())
-    counts["supervised"] += int(batch.column("supervised").to_numpy().sum())
-    counts["truncated"] += int(batch.column("truncated").to_numpy(zero_copy_only=False).sum())
+    counts["tokens"] += int(numbers(batch.column("length")).sum())
+    counts["supervised"] += int(numbers(batch.column("supervised")).sum())
+    counts["truncated"] += int(truths(batch.column("truncated")).sum())
 
 
 def _chunks(files: Sequence[Path], format: Inputs) -> Iterator[Chunk]:

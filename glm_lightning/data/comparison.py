@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from glm_lightning.data.cache import code_of
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.findings import Finding
 from glm_lightning.data.gate import Gate
 from glm_lightning.data.judging import Kind, similarity
 from glm_lightning.data.progress import say
-from glm_lightning.files import digest, fingerprint
+from glm_lightning.files import digest
 
 Indices = npt.NDArray[np.int64]
+
+_BLOCK = 1 << 16
+"""Sketches that are held at once: 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,8 @@ class _Part:
 
 def compare(parts: Mapping[str, Dataset], *, folder: Path) -> list[Shared]:
     """What rows share; found again in ``folder`` where the same parts were compared before."""
-    identity = [(name, part.fingerprint, _name(part.indices)) for name, part in parts.items()]
-    file = folder / f"shared-{digest(identity, _version())}.npz"
+    identity = [(name, part.fingerprint, part.selection) for name, part in parts.items()]
+    file = folder / f"shared-{digest(identity, code_of(sys.modules[__name__], similarity))}.npz"
     if file.is_file():
         shared = _kept(file)
     else:
@@ -109,15 +113,6 @@ def _save(file: Path, shared: list[Shared]) -> None:
     part.replace(file)
 
 
-def _name(indices: Indices) -> str:
-    return hashlib.sha256(indices.tobytes()).hexdigest()
-
-
-def _version() -> list[str]:
-    modules = (inspect.getmodule(compare), similarity)
-    return [fingerprint(Path(inspect.getfile(module))) for module in modules if module]
-
-
 def _compared(parts: Mapping[str, Dataset]) -> Iterator[Shared]:
     labelled = _labelled(parts)
     for name, part in labelled.items():
@@ -127,14 +122,33 @@ def _compared(parts: Mapping[str, Dataset]) -> Iterator[Shared]:
 
 
 def _labelled(parts: Mapping[str, Dataset]) -> dict[str, _Part]:
-    samples = {name: np.unique(part.rows, return_index=True)[1].astype(np.int64) for name, part in parts.items()}
+    samples = {name: part.first_of_rows for name, part in parts.items()}
     exact = similarity.exact_groups(np.concatenate([parts[name].contents[i] for name, i in samples.items()]))
-    sketches = np.concatenate([parts[name].sketches[first] for name, first in samples.items()])
-    contents, inverse = np.unique(exact, return_inverse=True)
-    near = contents[similarity.near_groups(sketches[contents])][inverse]
     ends = np.cumsum([len(first) for first in samples.values()])[:-1]
+    contents, inverse = np.unique(exact, return_inverse=True)
+    cuts = np.split(contents, np.searchsorted(contents, ends))
+    begins = [0, *ends]
+    chosen = {name: samples[name][cut - start] for name, cut, start in zip(parts, cuts, begins, strict=True)}
+    near = contents[_near_groups(parts, chosen)][inverse]
     columns = zip(samples.items(), np.split(exact, ends), np.split(near, ends), strict=True)
     return {name: _Part(first, its_exact, its_near) for (name, first), its_exact, its_near in columns}
+
+
+def _near_groups(parts: Mapping[str, Dataset], samples: Mapping[str, Indices]) -> Indices:
+    """Groups of samples of several parts, one part behind the other, by `similarity.near_groups`.
+
+    The sketches lie in a file meanwhile, so that only what is looked at takes memory.
+    """
+    with tempfile.TemporaryFile() as scratch:
+        shape = sum(map(len, samples.values())), similarity.NUM_MINIMA
+        sketches = np.memmap(scratch, np.uint8, "w+", shape=shape)
+        end = 0
+        for name, chosen in samples.items():
+            for first in range(0, len(chosen), _BLOCK):
+                block = parts[name].sketches(chosen[first : first + _BLOCK])
+                sketches[end : end + len(block)] = block
+                end += len(block)
+        return similarity.near_groups(sketches)
 
 
 def _copies(name: str, part: _Part) -> Iterator[Shared]:

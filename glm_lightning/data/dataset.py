@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glm_lightning.data import cache
+from glm_lightning.data.columns import binaries, numbers, truths
 from glm_lightning.data.encoding import Encoder, digest
 from glm_lightning.data.findings import Finding, Findings
 from glm_lightning.data.gate import Gate
@@ -35,7 +37,7 @@ class Store:
         self.folder = folder
         self.files = list(files)
         self.format = format
-        self.counts: dict[str, int] = json.loads((folder / cache.COUNTS).read_text(encoding="utf-8"))
+        self.counts: dict[str, Any] = json.loads((folder / cache.COUNTS).read_text(encoding="utf-8"))
         self._source = pa.memory_map(str(folder / cache.ARROW))
         reader = pa.ipc.open_file(self._source)
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -53,16 +55,12 @@ class Store:
 
     def numbers(self, name: str) -> Int32s:
         """A column of integers. Shape (samples,)."""
-        return np.asarray(self.column(name).to_numpy(), dtype=np.int32)
+        return numbers(self.column(name))
 
     def sample(self, index: int) -> tuple[Int32s, npt.NDArray[np.bool_], bool]:
         """Ids, mask of what is learned, and whether the sample was shortened."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        batch = self._batches[number]
-        row = index - int(self._ends[number]) + batch.num_rows
-        ids, learned = (
-            batch.column(name)[row].values.to_numpy(zero_copy_only=False) for name in ("input_ids", "learned")
-        )
+        batch, row = self._place(index)
+        ids, learned = numbers(batch.column("input_ids")[row].values), truths(batch.column("learned")[row].values)
         return ids, learned, batch.column("truncated")[row].as_py()
 
     @cached_property
@@ -80,25 +78,36 @@ class Store:
         """Number of the row of each sample: equal for the samples of one row. Shape (samples,)."""
         return self.numbers("row")
 
-    @cached_property
-    def places(self) -> npt.NDArray[np.int32]:
-        """File number and line of each sample. Shape (samples, 2)."""
-        return np.stack([self.numbers("file"), self.numbers("line")], axis=1)
+    def place(self, index: int) -> tuple[int, int]:
+        """File number and line of a sample."""
+        batch, row = self._place(index)
+        return batch.column("file")[row].as_py(), batch.column("line")[row].as_py()
 
     @cached_property
     def truncated(self) -> npt.NDArray[np.bool_]:
         """Which samples were shortened. Shape (samples,)."""
-        return np.asarray(self.column("truncated").to_numpy(), dtype=np.bool_)
+        return truths(self.column("truncated"))
+
+    def digest(self, index: int) -> bytes:
+        """16 bytes that name the content of a sample's conversation."""
+        batch, row = self._place(index)
+        return bytes(batch.column("digest")[row].as_py())
 
     @cached_property
-    def digests(self) -> npt.NDArray[np.uint8]:
-        """Names of the conversations' contents. Shape (samples, 16)."""
-        return self._bytes("digest")
+    def contents(self) -> npt.NDArray[np.uint64]:
+        """The first half of each digest. Shape (samples,)."""
+        words = [binaries(batch.column("digest")).view(np.uint64)[:, 0] for batch in self._batches]
+        return np.concatenate([*words, np.empty(0, np.uint64)])
 
-    @property
-    def sketches(self) -> npt.NDArray[np.uint8]:
-        """What near copies are found by, see `similarity`. Shape (samples, 64)."""
-        return self._bytes("sketch")
+    def sketches(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """What near copies are found by, see `similarity`, of some samples in their order. Shape (indices, 64)."""
+        cuts = np.searchsorted(indices, [0, *self._ends])
+        parts = [
+            binaries(batch.column("sketch"))[indices[start:stop] - (end - batch.num_rows)]
+            for batch, end, (start, stop) in zip(self._batches, self._ends, itertools.pairwise(cuts), strict=True)
+            if start < stop
+        ]
+        return np.concatenate([*parts, np.empty((0, SCHEMA.field("sketch").type.byte_width), np.uint8)])
 
     @cached_property
     def findings(self) -> Findings:
@@ -111,7 +120,7 @@ class Store:
         """
         by_file: dict[int, dict[int, list[int]]] = {}
         for sample in sorted(samples):
-            file, line = self.places[sample].tolist()
+            file, line = self.place(sample)
             by_file.setdefault(file, {}).setdefault(line, []).append(sample)
         for file, wanted in by_file.items():
             path = self.files[file]
@@ -121,23 +130,13 @@ class Store:
                 except UserError:
                     continue  # another row stands there now
                 same = digest(parsed)
-                yield from ((each, row.value, parsed) for each in wanted[row.line] if bytes(self.digests[each]) == same)
+                yield from ((each, row.value, parsed) for each in wanted[row.line] if self.digest(each) == same)
 
-    @cached_property
-    def identity(self) -> str:
-        """Names the ids and labels of all samples in their order, whatever files, code and settings made them."""
-        ids, learned = hashlib.sha256(self.lengths.tobytes()), hashlib.sha256()
-        for batch in self._batches:
-            ids.update(batch.column("input_ids").flatten().to_numpy())
-            learned.update(batch.column("learned").flatten().to_numpy(zero_copy_only=False))
-        return hashlib.sha256(ids.digest() + learned.digest()).hexdigest()[:32]
-
-    def _bytes(self, name: str) -> npt.NDArray[np.uint8]:
-        width = SCHEMA.field(name).type.byte_width
-        parts = [
-            np.frombuffer(each.column(name).buffers()[1], np.uint8, each.num_rows * width) for each in self._batches
-        ]
-        return np.concatenate([*parts, np.empty(0, np.uint8)]).reshape(-1, width)
+    def _place(self, index: int) -> tuple[Any, int]:
+        """The record batch of a sample, and its row in that."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        batch = self._batches[number]
+        return batch, index - int(self._ends[number]) + batch.num_rows
 
 
 @final
@@ -189,6 +188,19 @@ class Dataset:
         """A number for each sample that is equal for samples of one row and grows along the sources."""
         return self._store.rows[self._indices]
 
+    @cached_property
+    def first_of_rows(self) -> Indices:
+        """Index of the first sample of each row, in the order of the rows. Shape (rows,)."""
+        steps = np.diff(self.rows, prepend=-1)
+        assert (steps >= 0).all(), "samples of a row are neighbours"
+        return np.flatnonzero(steps)
+
+    def of_rows(self, numbers: Indices) -> Dataset:
+        """The samples of some rows, which are numbered as in `first_of_rows`."""
+        first = self.first_of_rows
+        samples = np.repeat(_marked(numbers, size=len(first)), np.diff(first, append=len(self)))
+        return self.subset(np.flatnonzero(samples))
+
     @property
     def fingerprint(self) -> str:
         """Names the sources, the format and everything else the samples were made with."""
@@ -196,8 +208,8 @@ class Dataset:
 
     @property
     def identity(self) -> str:
-        """Names what the network sees of the file that the samples lie in; see `Store.identity`."""
-        return self._store.identity
+        """Names the ids and labels of all samples of the file that these lie in; see `rows.Identity`."""
+        return str(self._store.counts["identity"])
 
     @property
     def files(self) -> list[Path]:
@@ -210,9 +222,9 @@ class Dataset:
         return Sample(ids.tolist(), np.where(learned, ids, IGNORE).tolist(), truncated)
 
     @property
-    def indices(self) -> Indices:
-        """Numbers of the samples in the file that they share with others. Shape (samples,)."""
-        return self._indices
+    def selection(self) -> str:
+        """Names the samples that this has of their file, and their order."""
+        return hashlib.sha256(self._indices.tobytes()).hexdigest()[:32]
 
     def faults(self) -> list[tuple[int, Finding]]:
         """How many rows of this data set have a kind of fault, and the first of them, for each kind that there is."""
@@ -220,8 +232,9 @@ class Dataset:
 
     def without(self, findings: Sequence[Finding]) -> Dataset:
         """All but the rows of ``findings``, which are kept as the reason."""
-        gone = _marked(np.array([each.row for each in findings if each.row >= 0], np.int64), size=len(self._has_row))
-        part = self.subset(np.flatnonzero(~gone[self.rows])) if gone.any() else self.subset(np.arange(len(self)))
+        gone = [each.row for each in findings if each.row >= 0]
+        left = ~_marked(np.array(gone), size=len(self._has_row))[self.rows] if gone else slice(None)
+        part = Dataset(self._store, cached=self.cached, indices=self._indices[left])
         part.refused = [*self.refused, *findings]
         return part
 
@@ -250,29 +263,22 @@ class Dataset:
 
     def digest(self, index: int) -> bytes:
         """16 bytes that name the content of the sample's conversation."""
-        return bytes(self._store.digests[self._indices[index]])
+        return self._store.digest(int(self._indices[index]))
 
     @property
     def contents(self) -> npt.NDArray[np.uint64]:
         """A word for each sample, equal for equal contents: half of the digest, so of five million different contents
         two are taken for the same with a chance of one in a million. Shape (samples,).
         """
-        words = np.ascontiguousarray(self._store.digests[:, :8]).view(np.uint64)
-        return np.asarray(words[self._indices, 0], dtype=np.uint64)
+        return self._store.contents[self._indices]
 
-    @property
-    def sketches(self) -> npt.NDArray[np.uint8]:
-        """What near copies are found by, see `similarity`. Shape (samples, 64)."""
-        return self._store.sketches[self._indices]
-
-    @property
-    def file_numbers(self) -> Int32s:
-        """The number of each sample's file among `files`. Shape (samples,)."""
-        return np.asarray(self._store.places[self._indices, 0], dtype=np.int32)
+    def sketches(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """What near copies are found by, see `similarity`, of some samples in their order. Shape (indices, 64)."""
+        return self._store.sketches(self._indices[indices])
 
     def origin(self, index: int) -> Origin:
         """File and line of the row."""
-        file, line = self._store.places[self._indices[index]].tolist()
+        file, line = self._store.place(int(self._indices[index]))
         return Origin(self._store.files[file], line)
 
     def conversation(self, index: int) -> Conversation:

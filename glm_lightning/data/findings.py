@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from glm_lightning.data.columns import column, numbers
+
 SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -36,7 +38,7 @@ class Finding(NamedTuple):
 def batch(findings: Sequence[Finding]) -> Any:
     """Findings as a record batch of `SCHEMA`; what JSON has no word for in a row (a date, bytes) becomes text."""
     rows = [(*each[:4], json.dumps(each[4:], default=str)) for each in findings]
-    columns: list[Any] = [list(column) for column in zip(*rows, strict=True)]
+    columns: list[Any] = [list(each) for each in zip(*rows, strict=True)]
     return pa.record_batch(columns or [[] for _ in SCHEMA], schema=SCHEMA)
 
 
@@ -48,8 +50,8 @@ class Findings:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         kinds = self._table.column("kind").combine_chunks().dictionary_encode()
         self._kinds: list[str] = kinds.dictionary.to_pylist()
-        self._codes = kinds.indices.to_numpy()
-        self._rows: npt.NDArray[np.int32] = self._table.column("row").to_numpy()
+        self._codes = numbers(kinds.indices)
+        self._rows: npt.NDArray[np.int32] = numbers(self._table.column("row"))
 
     def of(self, kinds: Iterable[str]) -> list[Finding]:
         """Those of some kinds."""
@@ -72,5 +74,5 @@ class Findings:
         return found
 
     def _read(self, indices: npt.NDArray[np.intp]) -> list[Finding]:
-        columns = self._table.take(pa.array(indices)).to_pydict().values()
+        columns = self._table.take(column(indices)).to_pydict().values()
         return [Finding(*each, *json.loads(said)) for *each, said in zip(*columns, strict=True)]

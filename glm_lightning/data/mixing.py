@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.inputs import Amount, Inputs
+from glm_lightning.data.splitting import Words, lowest, ranks
 
 Indices = npt.NDArray[np.int64]
 
@@ -38,21 +38,22 @@ def mix(dataset: Dataset, inputs: Inputs, *, seed: int) -> tuple[Dataset, list[S
     neither their order nor other sources change it. All samples of a row stay together.
     """
     source_of_file = np.array([file.source for file in inputs.files], dtype=np.int64)
-    sources = source_of_file[dataset.file_numbers]
-    rows, first = np.unique(dataset.rows, return_index=True)
-    owned = [np.flatnonzero(sources[first] == number) for number in range(len(inputs.sources))]
-    counts = targets([len(each) for each in owned], [source.amount for source in inputs.sources])
-    times = np.zeros(len(rows), dtype=np.int64)
-    for mine, count in zip(owned, counts, strict=True):
-        digests = [dataset.digest(int(first[i])) for i in mine] if count % max(len(mine), 1) else []
-        times[mine] = repetitions(digests, count=count, size=len(mine), seed=seed)
+    first = dataset.first_of_rows
+    source_of_row = source_of_file[dataset.numbers("file")[first]]
+    available = np.bincount(source_of_row, minlength=len(inputs.sources)).tolist()
+    counts = targets(available, [source.amount for source in inputs.sources])
     shares = [
-        Share(str(source.path), len(mine), count, count / max(sum(counts), 1))
-        for source, mine, count in zip(inputs.sources, owned, counts, strict=True)
+        Share(str(source.path), size, count, count / max(sum(counts), 1))
+        for source, size, count in zip(inputs.sources, available, counts, strict=True)
     ]
-    if (times == 1).all():
+    if counts == available:
         return dataset, shares
-    return dataset.subset(np.repeat(np.arange(len(dataset)), times[np.searchsorted(rows, dataset.rows)])), shares
+    contents, times = dataset.contents[first], np.zeros(len(first), dtype=np.int64)
+    for number, count in enumerate(counts):
+        mine = source_of_row == number
+        times[mine] = repetitions(contents[mine], count=count, seed=seed)
+    samples_of_row = np.diff(first, append=len(dataset))
+    return dataset.subset(np.repeat(np.arange(len(dataset)), np.repeat(times, samples_of_row))), shares
 
 
 def targets(available: Sequence[int], amounts: Sequence[Amount]) -> list[int]:
@@ -76,20 +77,19 @@ def targets(available: Sequence[int], amounts: Sequence[Amount]) -> list[int]:
     return counts
 
 
-def repetitions(digests: Sequence[bytes], *, count: int, size: int, seed: int) -> Indices:
-    """How many times each of ``size`` rows is taken so that it is ``count`` in all; as often each, give or take one.
+def repetitions(contents: Words, *, count: int, seed: int) -> Indices:
+    """How many times each row is taken so that it is ``count`` in all; as often each, give or take one.
 
     Args:
-        digests: names of the rows' contents, needed if ``count`` is no multiple of ``size``.
+        contents: (rows,) a word for each row, equal where the rows say the same.
         count: rows wanted.
-        size: rows there are.
         seed: decides with the contents which rows are taken once more.
     """
-    whole, rest = divmod(count, max(size, 1))
-    times = np.full(size, whole, dtype=np.int64)
-    key = f"mix {seed}".encode()
-    ranks = [hashlib.blake2b(each, digest_size=16, key=key).digest() for each in digests]
-    times[sorted(range(len(ranks)), key=ranks.__getitem__)[:rest]] += 1
+    whole, rest = divmod(count, max(len(contents), 1))
+    times = np.full(len(contents), whole, dtype=np.int64)
+    order = ranks(contents, f"mix {seed}")
+    first = lowest(order, rest)
+    times[first[np.argsort(order[first], kind="stable")[:rest]]] += 1
     return times
 
 

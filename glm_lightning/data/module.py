@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -14,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from glm_lightning.data.cache import default_folder
+from glm_lightning.data import cache, packing
+from glm_lightning.data import plan as planning
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.formats import RowKind
 from glm_lightning.data.gate import Gate, OnBadRow
@@ -105,7 +105,7 @@ class DataModule(pl.LightningDataModule):
         self._reading: dict[str, Any] = {"format": format, "encoding": encoding}
         self._split = split
         self._gate = gate
-        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._folder = Path(cache_dir).expanduser() if cache_dir else cache.default_folder()
         self.max_length = max_length
         self.batch_size, self.max_tokens, self.pad_to_multiple = batch_size, max_tokens, pad_to_multiple
         self.group_steps, self.seed, self.num_workers = group_steps, seed, num_workers
@@ -125,14 +125,15 @@ class DataModule(pl.LightningDataModule):
                 split=self._split,
                 seed=self.seed,
                 max_length=self.max_length,
-                cache_dir=self._cache_dir,
+                cache_dir=self._folder,
                 gate=self._gate,
                 tokenizer=tokenizer,
                 template=template,
             )
         except OSError as error:
-            folder = self._cache_dir or default_folder()
-            raise UserError(f"data: {error}; encoded data goes to data.cache_dir={folder}, name another") from error
+            raise UserError(
+                f"data: {error}; encoded data goes to data.cache_dir={self._folder}, name another"
+            ) from error
         self._pad_id = tokenizer.pad_id
         return self.splits
 
@@ -150,12 +151,20 @@ class DataModule(pl.LightningDataModule):
             world_size=world_size,
             accumulate=1 if accumulate == "auto" else accumulate,
         )
+        needed = self._needed(plan, epochs)
         if accumulate == "auto":
-            plan = replace(plan, accumulate=plan.needed(epochs))
+            plan = replace(plan, accumulate=needed)
         else:
-            plan.check(epochs)
+            plan.check(needed)
         self.plan = plan
         return plan
+
+    def _needed(self, plan: Plan, epochs: int) -> int:
+        """`Plan.needed`, which is remembered, for of many rows and epochs it takes seconds."""
+        settings = [getattr(plan, each.name) for each in fields(plan) if each.name not in ("lengths", "num_supervised")]
+        rows = self.splits.train.fingerprint, self.splits.train.selection
+        decides = [rows, settings, epochs, cache.code_of(planning, packing)]
+        return cache.remembered("plan", decides, lambda: plan.needed(epochs), folder=self._folder)
 
     def description(self) -> dict[str, Any]:
         """What the data is: files, rows, tokens, and a fingerprint of all that decides the samples."""
@@ -193,7 +202,7 @@ class DataModule(pl.LightningDataModule):
             "seed": self.seed,
             "group_steps": self.group_steps,
             "rows": len(self.splits.train),
-            "split": hashlib.sha256(self.splits.train.indices.tobytes()).hexdigest()[:32],
+            "split": self.splits.train.selection,
             "mixture": [share.rows for share in self.splits.shares["train"]],
         }
 

@@ -177,25 +177,26 @@ class Plan:
         Raises:
             UserError: a row does not fit into the token budget.
         """
-        longest = int(padded_lengths(self.lengths, self.pad_to_multiple).max())
+        padded = padded_lengths(self.lengths, self.pad_to_multiple)
+        longest = int(padded.max())
         if longest > self.max_tokens:
             raise UserError(
                 f"data.max_tokens is {self.max_tokens}: the longest sample takes {longest} positions; "
                 "raise data.max_tokens or lower data.max_length"
             )
+        lengths = padded.astype(np.int32) if self.packed is None else self.lengths
         tables = (table for epoch in range(epochs) for table in self.steps(epoch).tables())
-        return math.ceil(max(self._fewest(self.lengths[table]) for table in tables) / self.world_size)
+        return math.ceil(max(self._fewest(lengths[table]) for table in tables) / self.world_size)
 
     def _fewest(self, lengths: NDArray[np.int32]) -> int:
         """Fewest micro-batches that each of some steps fits into, of samples of these lengths (steps, samples)."""
         descending = np.sort(lengths, axis=1)[:, ::-1]
         if self.packed is None:
-            return _fewest_groups(padded_lengths(descending, self.pad_to_multiple), self.max_tokens)
+            return _fewest_groups(descending, self.max_tokens)
         return math.ceil(most_rows(descending, self._capacity) / (self.max_tokens // self._capacity))
 
-    def check(self, epochs: int) -> None:
-        """Raise `UserError` if a row or a step does not fit into the token budget."""
-        needed = self.needed(epochs)
+    def check(self, needed: int) -> None:
+        """Raise `UserError` if steps `needed` more micro-batches than there are."""
         if needed > self.accumulate:
             raise UserError(
                 f"trainer.accumulate_grad_batches is {self.accumulate}: some steps of {self.batch_size} rows need "
@@ -227,7 +228,7 @@ def padded_lengths(lengths: NDArray[np.int32], multiple: int) -> NDArray[np.int6
     return -(-lengths.astype(np.int64) // multiple) * multiple
 
 
-def _fewest_groups(descending: NDArray[np.int64], max_tokens: int) -> int:
+def _fewest_groups(descending: NDArray[np.int32], max_tokens: int) -> int:
     """Fewest micro-batches within the budget that each step (steps, rows) fits into: each as full as it gets."""
     steps, start = np.arange(len(descending)), np.zeros(len(descending), np.int64)
     groups = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glm_lightning.data import judging
+from glm_lightning.data.columns import column, lists, numbers, truths
 from glm_lightning.data.encoding import Encoded, Encoder, digest
 from glm_lightning.data.findings import Finding
 from glm_lightning.data.inputs import Inputs
@@ -88,7 +90,7 @@ class Done:
     def batch(self) -> Any:
         """The samples as a record batch of `SCHEMA`."""
         sketches = similarity.minima(self.pieces, self.offsets)[self.row_of_sample]
-        return pa.record_batch([*self.columns, _fixed(sketches, "sketch")], schema=SCHEMA)
+        return pa.record_batch([*self.columns, column(sketches)], schema=SCHEMA)
 
 
 @final
@@ -109,7 +111,7 @@ class Work:
         places = {id(conversation): i for i, conversation in enumerate(conversations)}
         row_of_sample = np.fromiter((places[id(each.conversation)] for each in encoded), np.int64, len(encoded))
         columns = _columns(encoded, rows, row_of_sample)
-        supervised = columns[SCHEMA.get_field_index("supervised")].to_numpy()
+        supervised = numbers(columns[SCHEMA.get_field_index("supervised")])
         faults = itertools.chain(self._without_samples(rows, row_of_sample, supervised), self._judged(conversations))
         findings += [self._finding(rows[i].number, rows[i].raw, fault) for i, fault in faults]
         findings.sort(key=lambda finding: finding.row)
@@ -157,6 +159,25 @@ class Work:
         return Finding(fault.kind, raw.file, raw.line, number, place + text, value)
 
 
+@final
+class Identity:
+    """Names the ids and labels of all samples in their order, whatever files, code and settings made them."""
+
+    def __init__(self) -> None:
+        self._hashers = [hashlib.sha256() for _ in range(3)]
+
+    def add(self, batch: Any) -> None:
+        """Go on with the samples of a record batch of `SCHEMA`."""
+        ids, learned = batch.column("input_ids").flatten(), batch.column("learned").flatten()
+        values = numbers(batch.column("length")), numbers(ids), truths(learned)
+        for hasher, each in zip(self._hashers, values, strict=True):
+            hasher.update(each)
+
+    def name(self) -> str:
+        """32 hex digits."""
+        return hashlib.sha256(b"".join(hasher.digest() for hasher in self._hashers)).hexdigest()[:32]
+
+
 def _columns(encoded: Sequence[Encoded], rows: Sequence[_Parsed], row_of_sample: Int64s) -> list[Any]:
     """All columns of `SCHEMA` but the sketch; ``rows`` are those that could be parsed."""
     lengths = np.fromiter((len(each.input_ids) for each in encoded), np.int32, len(encoded))
@@ -166,16 +187,16 @@ def _columns(encoded: Sequence[Encoded], rows: Sequence[_Parsed], row_of_sample:
     origins = np.array([(row.raw.file, row.raw.line, row.number) for row in rows], np.int32).reshape(-1, 3)
     digests = np.frombuffer(b"".join([digest(row.conversation) for row in rows]), np.uint8).reshape(-1, 16)
     return [
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(learned)),
-        pa.array(lengths),
-        pa.array(supervised(learned, offsets)),
-        *(pa.array(column[row_of_sample]) for column in origins.T),
-        pa.array(np.fromiter((each.turns for each in encoded), np.int32, len(encoded))),
-        _fixed(digests[row_of_sample], "digest"),
-        pa.array(np.fromiter((each.truncated for each in encoded), np.bool_, len(encoded))),
-        pa.array(np.fromiter((each.cut for each in encoded), np.int32, len(encoded))),
-        pa.array(np.fromiter((each.cut_learned for each in encoded), np.int32, len(encoded))),
+        lists(offsets, ids),
+        lists(offsets, learned),
+        column(lengths),
+        column(supervised(learned, offsets)),
+        *(column(place[row_of_sample]) for place in origins.T),
+        column(np.fromiter((each.turns for each in encoded), np.int32, len(encoded))),
+        column(digests[row_of_sample]),
+        column(np.fromiter((each.truncated for each in encoded), np.bool_, len(encoded))),
+        column(np.fromiter((each.cut for each in encoded), np.int32, len(encoded))),
+        column(np.fromiter((each.cut_learned for each in encoded), np.int32, len(encoded))),
     ]
 
 
@@ -185,9 +206,3 @@ def supervised(learned: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32]) -
     starts, ends = offsets[:-1], offsets[1:]
     first = before[np.minimum(starts + 1, ends)] - before[starts]
     return np.asarray(before[ends] - before[starts] - first, dtype=np.int32)
-
-
-def _fixed(values: npt.NDArray[np.uint8], name: str) -> Any:
-    """Bytes (samples, width) as a column of binaries of that width."""
-    buffer = pa.py_buffer(np.ascontiguousarray(values))
-    return pa.FixedSizeBinaryArray.from_buffers(SCHEMA.field(name).type, len(values), [None, buffer])

@@ -211,25 +211,24 @@ def _split(
     whole: Dataset, sizes: dict[str, int | float], *, split: splitting.Rule, seed: int
 ) -> tuple[dict[str, Dataset], int]:
     """The parts taken from the training rows, and how many rows were dropped. All samples of a row stay together."""
-    rows, first = np.unique(whole.rows, return_index=True)
-    counts = _all(sizes, lambda name, size: splitting.number_of_rows(size, key=f"data.{name}", num_rows=len(rows)))
-    if sum(counts.values()) >= max(len(rows), 1):
-        raise UserError(f"data.val and data.test take all {len(rows)} training rows; leave some for training")
+    first = whole.first_of_rows
+    counts = _all(sizes, lambda name, size: splitting.number_of_rows(size, key=f"data.{name}", num_rows=len(first)))
+    if not counts:
+        return {"train": whole}, 0
+    if sum(counts.values()) >= max(len(first), 1):
+        raise UserError(f"data.val and data.test take all {len(first)} training rows; leave some for training")
     contents, wanted = whole.contents[first], list(counts.values())
     groups = splitting.last(contents, wanted) if split == "last" else splitting.seeded(contents, wanted, seed=seed)
     if empty := [name for name, group in zip(("train", *counts), groups, strict=True) if not len(group)]:
         raise UserError(
             [
-                f"data.{name}: gets no rows: the {len(rows):,} training rows say only {len(np.unique(contents)):,} "
+                f"data.{name}: gets no rows: the {len(first):,} training rows say only {len(np.unique(contents)):,} "
                 "different things, and copies stay on one side; give data.val and data.test larger counts, files, null"
                 for name in empty
             ]
         )
-    parts = {
-        name: whole.subset(np.flatnonzero(np.isin(whole.rows, rows[group])))
-        for name, group in zip(("train", *counts), groups, strict=True)
-    }
-    return parts, len(rows) - sum(map(len, groups))
+    parts = {name: whole.of_rows(group) for name, group in zip(("train", *counts), groups, strict=True)}
+    return parts, len(first) - sum(map(len, groups))
 
 
 def _check_supervised(splits: Splits) -> None:

@@ -15,6 +15,9 @@ Rule = Literal["seeded", "last"]
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
+_MARGIN = 1024
+"""More rows that are looked at than twice what is wanted, for copies that do not fit."""
+
 
 def number_of_rows(size: int | float, *, key: str, num_rows: int) -> int:
     """A count, or a share of ``num_rows``, as a count.
@@ -46,18 +49,33 @@ def seeded(contents: Words, counts: Sequence[int], *, seed: int) -> list[Indices
         counts: rows of each group.
         seed: of the ranks.
     """
-    distinct, inverse, copies = np.unique(contents, return_inverse=True, return_counts=True)
-    ranked = np.argsort(_ranks(distinct, seed), kind="stable")
-    side = np.zeros(len(distinct), np.int64)
-    for number, count in enumerate(counts, start=1):
-        left = count
-        for content in ranked:  # seldom to its end: a list of all would be made for nothing
-            if left == 0:
-                break
-            if side[content] == 0 and copies[content] <= left:
-                side[content] = number
-                left -= int(copies[content])
-    return [np.flatnonzero(side[inverse] == number) for number in range(len(counts) + 1)]
+    order = ranks(contents, f"{seed}")
+    side = np.zeros(len(contents), np.int64)
+    # Few are taken, and those of the lowest ranks: not all millions need be sorted for it.
+    looked_at = min(2 * sum(counts) + _MARGIN, len(order))
+    while True:
+        first = lowest(order, looked_at)
+        taken, complete = _dealt(order[first], counts)
+        if complete or looked_at == len(order):
+            side[first] = taken
+            return [np.flatnonzero(side == number) for number in range(len(counts) + 1)]
+        looked_at = min(2 * looked_at, len(order))
+
+
+def _dealt(order: Words, counts: Sequence[int]) -> tuple[Indices, bool]:
+    """The group (1, 2, ...; 0: none) of each row by the ranks of their contents, and whether every group is full."""
+    distinct, inverse, copies = np.unique(order, return_inverse=True, return_counts=True)
+    side, complete = np.zeros(len(distinct), np.int64), True
+    for number, left in enumerate(counts, start=1):
+        free = np.flatnonzero(side == 0)
+        while left and len(free):
+            free = free[copies[free] <= left]
+            fit = free[np.cumsum(copies[free]) <= left]
+            side[fit] = number
+            left -= int(copies[fit].sum())
+            free = free[len(fit) + 1 :]  # the next one has more copies than are still wanted
+        complete = complete and left == 0
+    return side[inverse], complete
 
 
 def last(contents: Words, counts: Sequence[int]) -> list[Indices]:
@@ -73,10 +91,17 @@ def last(contents: Words, counts: Sequence[int]) -> list[Indices]:
     return [rest, *reversed(groups)]
 
 
-def _ranks(contents: Words, seed: int) -> Words:
-    """Words that look random and depend on the seed (SplitMix64: Steele, Lea and Flood, 2014)."""
-    key = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "little")
-    mixed = contents ^ np.uint64(key)
+def lowest(order: Words, count: int) -> Indices:
+    """Indices of the ``count`` lowest ranks, and of all that equal the last of them."""
+    return np.flatnonzero(order <= np.partition(order, count - 1)[count - 1]) if count else np.empty(0, np.int64)
+
+
+def ranks(contents: Words, key: str) -> Words:
+    """Words that look random, depend on the key, and are equal for equal contents alone (SplitMix64: Steele, Lea and
+    Flood, 2014).
+    """
+    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    mixed = contents ^ np.uint64(number)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31))

@@ -35,7 +35,6 @@ def facts_of(part: Dataset, *, tokenizer: Tokenizer) -> dict[str, Any]:
     whole = whole_lengths(part)
     tokens, cut, cut_learned = int(part.lengths.sum()), part.numbers("cut"), part.numbers("cut_learned")
     learned = int(part.num_supervised.sum())
-    _, firsts = np.unique(part.rows, return_index=True)
     turns = part.numbers("turns")
     return {
         "files": [str(file) for file in part.files],
@@ -43,7 +42,7 @@ def facts_of(part: Dataset, *, tokenizer: Tokenizer) -> dict[str, Any]:
         "bad_rows": num_bad(part.refused),
         "samples": len(part),
         "turns_per_sample": {"mean": round(float(turns.mean()), 2), "max": int(turns.max())},
-        "languages": _languages(part, firsts, tokenizer),
+        "languages": _languages(part, part.first_of_rows, tokenizer),
         "lengths": _distribution(whole),
         "histogram": _histogram(whole),
         "tokens": tokens,

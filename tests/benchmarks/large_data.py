@@ -7,7 +7,7 @@
 MODEL is a folder with a tokenizer and a chat template, DATA has rows of ``messages``. They are repeated, each with
 another number in its texts, so that no two say the same. FOLDER keeps the rows and the cache: where they are there
 already, both starts are second ones. Prints a JSON line now and then: anonymous memory (RssAnon, what is mapped from
-files can be dropped by the system at any time) of the first process and of the two that encode; then one for each start.
+files can be dropped by the system at any time) of the first process and of those that encode; then one for each start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-SAMPLE_SECONDS = 1.0
+SAMPLE_SECONDS = 2.0
 TOLD_SECONDS = 60.0
 
 

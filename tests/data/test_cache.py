@@ -106,6 +106,49 @@ def test_one_process_and_eight_write_the_same_bytes(kitchen: Kitchen, monkeypatc
     }
 
 
+def test_samples_have_one_name_whatever_chunks_they_were_written_in(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = kitchen.write(many(30))
+
+    def name(folder: str, path: Path = path) -> str:
+        return str(json.loads(contents(kitchen.build(path, folder))[cache.COUNTS])["identity"])
+
+    expected = name("whole")
+    monkeypatch.setattr(cache, "_CHUNK_ROWS", 7)
+    assert name("chunks") == expected
+    turned = [dict(reversed(row.items())) for row in many(30)]
+    assert name("same", kitchen.write(turned, "b.jsonl")) == expected
+    assert name("fewer", kitchen.write(many(30)[:-1], "c.jsonl")) != expected
+    swapped = [{"prompt": row["response"], "response": row["prompt"]} if "response" in row else row for row in turned]
+    assert name("swapped", kitchen.write(swapped, "d.jsonl")) != expected
+
+
+def test_what_rows_share_is_the_same_whatever_blocks_are_looked_at(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = "It depends on how one counts the houses on the other side of the river. " * 4
+    rows = [{"prompt": "how many?", "response": f"{say}{i % 3} {i % 4}"} for i in range(40)]
+    files = {"train": kitchen.write(rows[:25]), "val": kitchen.write(rows[25:], "b.jsonl")}
+
+    def shared(folder: str) -> list[Any]:
+        stores = {
+            name: Store(kitchen.build(path, f"{folder}-{name}"), files=[path], format=kitchen.inputs(path))
+            for name, path in files.items()
+        }
+        parts = {name: Dataset(store, cached=False) for name, store in stores.items()}
+        parts["test"] = parts["train"].subset(range(3, 20, 2))
+        parts["train"] = parts["train"].subset(range(0, 25, 2))
+        found = comparison.compare(parts, folder=kitchen.folder / folder)
+        return [(each.kind.name, each.part, each.other, each.pairs.tolist(), each.surplus.tolist()) for each in found]
+
+    expected = shared("whole")
+    assert {kind for kind, *_ in expected} == {"duplicate", "near_duplicate", "leak", "near_leak"}
+    monkeypatch.setattr(cache, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(comparison, "_BLOCK", 2)
+    assert shared("blocks") == expected
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, size=st.integers(1, 5))
 def test_samples_do_not_depend_on_how_rows_are_put_together(

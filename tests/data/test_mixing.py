@@ -209,12 +209,16 @@ def test_no_weighted_row_is_lost_and_proportions_hold(sources: list[tuple[int, s
 
 @given(size=st.integers(1, 30), count=st.integers(0, 99), seed=st.integers(0, 9))
 def test_rows_are_taken_as_often_as_each_other(size: int, count: int, seed: int) -> None:
-    digests = [bytes([n]) * 16 for n in range(size)]
-    times = repetitions(digests, count=count, size=size, seed=seed)
+    contents = np.arange(size, dtype=np.uint64)
+    times = repetitions(contents, count=count, seed=seed)
     assert times.sum() == count
     assert times.max() - times.min() <= 1
     order = np.random.default_rng(seed).permutation(size)
-    assert (repetitions([digests[i] for i in order], count=count, size=size, seed=seed) == times[order]).all()
+    assert (repetitions(contents[order], count=count, seed=seed) == times[order]).all()
+
+
+def test_copies_are_taken_as_often_as_the_count_says() -> None:
+    assert sorted(repetitions(np.zeros(5, np.uint64), count=7, seed=0).tolist()) == [1, 1, 1, 2, 2]
 
 
 def test_a_file_that_is_named_again_is_read_once_and_told(

@@ -146,12 +146,12 @@ def test_the_split_has_least_padding_of_all_splits(lengths, groups):
 
 def test_too_small_a_budget_says_what_is_needed():
     with pytest.raises(UserError, match=r"longest sample takes 304 positions"):
-        make([300]).check(1)
+        make([300]).needed(1)
     plan = make([100] * 8)
     assert plan.needed(1) == 4
     with pytest.raises(UserError, match=r"accumulate_grad_batches is 1: .* need 4 micro-batches"):
-        plan.check(1)
-    replace(plan, accumulate=4).check(1)
+        plan.check(plan.needed(1))
+    replace(plan, accumulate=4).check(4)
     assert replace(plan, world_size=2).needed(1) == 2
 
 

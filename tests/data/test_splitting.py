@@ -33,6 +33,29 @@ def test_seeded_sides_share_no_content_and_ignore_the_order(
     assert [{shuffled[i] for i in group} for group in again] == sides
 
 
+def one_by_one(digests: Sequence[int], counts: Sequence[int], seed: int) -> list[list[int]]:
+    """Contents in the order of their ranks, each asked for by every group in turn."""
+    ranked = [int(i) for i in np.argsort(splitting.ranks(words(digests), str(seed)), kind="stable")]
+    side = dict.fromkeys(digests, 0)
+    for number, left in enumerate(counts, start=1):
+        for content in dict.fromkeys(digests[i] for i in ranked):
+            if side[content] == 0 and digests.count(content) <= left:
+                side[content] = number
+                left -= digests.count(content)
+    return [[i for i, each in enumerate(digests) if side[each] == number] for number in range(len(counts) + 1)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    digests=CONTENTS, counts=st.lists(st.integers(0, 9), max_size=3), seed=st.integers(0, 9), margin=st.integers(1, 9)
+)
+def test_seeded_is_what_all_rows_one_by_one_give(digests: list[int], counts: list[int], seed: int, margin: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "_MARGIN", margin)
+        groups = splitting.seeded(words(digests), counts, seed=seed)
+    assert [group.tolist() for group in groups] == one_by_one(digests, counts, seed)
+
+
 def test_seeded_takes_exactly_the_count_of_distinct_rows_and_depends_on_the_seed() -> None:
     digests = list(range(200))
     picks = [set(splitting.seeded(words(digests), [20], seed=seed)[1].tolist()) for seed in (0, 0, 1)]
