@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import pyarrow as pa
 
-from glm_lightning.data import encoding, findings, judging, parallel, rows, truncation
+from glm_lightning.data import columns, encoding, findings, judging, parallel, rows, truncation
 from glm_lightning.data.columns import numbers, truths
 from glm_lightning.data.encoding import Encoder
 from glm_lightning.data.findings import Finding
@@ -127,6 +127,7 @@ def _version() -> list[str]:
     """Changes with the code that decides what is written here."""
     modules = [
         rows,
+        columns,
         findings,
         encoding,
         truncation,
