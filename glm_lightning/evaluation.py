@@ -87,10 +87,20 @@ class Scores:
 
 
 class Share(NamedTuple):
-    """Which of the rows a rank answers: every ``world_size``-th from ``rank`` on."""
+    """Which of the rows a rank answers: every ``world_size``-th from ``rank`` on.
+
+    ``in_step``: all ranks answer equally many, the last row more than once, for each holds parts of the network.
+    """
 
     rank: int
     world_size: int
+    in_step: bool = False
+
+    def of(self, indices: Sequence[int]) -> Sequence[int]:
+        """This rank's."""
+        mine = indices[self.rank :: self.world_size]
+        surplus = -(-len(indices) // self.world_size) - len(mine)
+        return [*mine, *[indices[-1]] * surplus] if self.in_step else mine
 
 
 ALL = Share(0, 1)
@@ -119,7 +129,7 @@ def score(
     indices = range(len(dataset))[:limit]
     if not indices:
         raise UserError("evaluation: there is no row to answer; give data with answers, and a limit of at least 1")
-    rows = dataset.conversations(indices[share.rank :: share.world_size])
+    rows = dataset.conversations(share.of(indices))
     with _progress(len(rows)) as advance:
         answers = generate(
             network,

@@ -25,6 +25,9 @@ Rows = NDArray[np.int64]
 _BLOCK = 1 << 20
 """Entries of the tables of costs that are held at once."""
 
+LOOKED_AT = 200
+"""Steps whose balance between ranks is measured."""
+
 Packed = tuple[tuple[int, ...], ...]
 """Rows of a micro-batch, and the samples in each: one, unless they are packed."""
 
@@ -131,17 +134,38 @@ class Plan:
         """One step's samples as ``accumulate * world_size`` micro-batches; micro-batch ``m`` of rank ``r`` is at
         ``m * world_size + r``.
 
-        The largest come first, and those that run at the same time on different ranks are neighbours in size.
+        The largest come first, and those that run at the same time on different ranks are neighbours in size. The
+        ranks take turns in having the larger ones, so that each has about as much to do in the whole step.
         """
         groups = self._padded(samples) if self.packed is None else self._packed(samples)
-        return groups + [()] * (self.world_size * self.accumulate - len(groups))
+        groups += [()] * (self.world_size * self.accumulate - len(groups))
+        rounds = [groups[start : start + self.world_size] for start in range(0, len(groups), self.world_size)]
+        return [group for number, each in enumerate(rounds) for group in (each[::-1] if number % 2 else each)]
+
+    def waiting(self, *, in_step: bool, epoch: int = 0) -> float:
+        """Share of its time that a rank waits for the others, if time goes by padded positions.
+
+        Args:
+            in_step: the ranks wait for each other in every micro-batch; else at the end of every optimizer step.
+            epoch: the epoch that is looked at, in `LOOKED_AT` of its steps.
+        """
+        steps = self.steps(epoch)
+        chosen = np.linspace(0, len(steps) - 1, min(len(steps), LOOKED_AT)).round().astype(int)
+        sizes = np.array([[self._size(group) for group in self.split(steps[step])] for step in chosen])
+        of_ranks = sizes.reshape(len(chosen), self.accumulate, self.world_size)  # (steps, micro-batches, ranks)
+        shared = of_ranks if in_step else of_ranks.sum(1, keepdims=True)
+        return 1 - float(shared.mean(2).sum() / shared.max(2).sum())
+
+    def _size(self, micro_batch: Packed) -> int:
+        """Padded positions."""
+        lengths = np.array([sum(int(self.lengths[sample]) for sample in row) for row in micro_batch] or [1])
+        return len(lengths) * int(padded_lengths(lengths, self.pad_to_multiple).max())
 
     def _padded(self, samples: Rows) -> list[Packed]:
         """One sample a row; neighbours in length share a micro-batch, so that padding is least."""
         padded = padded_lengths(self.lengths[samples], self.pad_to_multiple)
         order = np.lexsort((samples, -padded))
-        groups = _least_padding(padded[order], self.world_size * self.accumulate, self.max_tokens)
-        groups.sort(key=lambda group: -int(padded[order[group[0]]]) * (group[1] - group[0]))
+        groups = _least_time(padded[order], self.max_tokens, ranks=self.world_size, rounds=self.accumulate)
         return [tuple((sample,) for sample in samples[order[start:stop]].tolist()) for start, stop in groups]
 
     def _packed(self, samples: Rows) -> list[Packed]:
@@ -238,6 +262,47 @@ def _fewest_groups(descending: NDArray[np.int32], max_tokens: int) -> int:
         left = start < descending.shape[1]
         steps, start = steps[left], start[left]
     return groups
+
+
+def _least_time(
+    descending: NDArray[np.int64], max_tokens: int, *, ranks: int, rounds: int
+) -> list[tuple[int, int]]:
+    """Cut ``descending`` into at most ``ranks * rounds`` runs, largest first, so that a step ends soonest.
+
+    A round of micro-batches takes as long as its largest. On one rank the least padding is best; several wait less for
+    each other if no run may be much larger than it must: some limits are tried between the least and the budget.
+    """
+    groups, limits = ranks * rounds, [max_tokens]
+    if ranks > 1:
+        least = _least_limit(descending, groups, max_tokens)
+        limits = sorted({least, *(int(least * share) for share in _LIMITS if least * share < max_tokens), max_tokens})
+    cuts = [_by_size(_least_padding(descending, groups, limit), descending) for limit in limits]
+    return min(cuts, key=lambda cut: sum(_sizes(cut, descending)[::ranks]))
+
+
+_LIMITS = (1.1, 1.25, 1.5, 2.0)
+"""Multiples of the least possible size of the largest micro-batch that are tried."""
+
+
+def _least_limit(descending: NDArray[np.int64], groups: int, max_tokens: int) -> int:
+    """Smallest size that the largest of ``groups`` runs can have, by bisection; ``max_tokens`` is possible."""
+    low, high = int(descending[0]), max_tokens
+    while low < high:
+        middle = (low + high) // 2
+        if _fewest_groups(descending[None], middle) <= groups:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _sizes(cut: list[tuple[int, int]], descending: NDArray[np.int64]) -> list[int]:
+    return [int(descending[start]) * (stop - start) for start, stop in cut]
+
+
+def _by_size(cut: list[tuple[int, int]], descending: NDArray[np.int64]) -> list[tuple[int, int]]:
+    sizes = dict(zip(cut, _sizes(cut, descending), strict=True))
+    return sorted(cut, key=lambda run: -sizes[run])
 
 
 def _least_padding(descending: NDArray[np.int64], groups: int, max_tokens: int) -> list[tuple[int, int]]:

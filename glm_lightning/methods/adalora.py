@@ -45,9 +45,7 @@ class AdaLoRA(Method):
 
     trains_base = False
     artefact = "adapter"
-    refused_strategies = dict.fromkeys(
-        ("fsdp", "deepspeed", "model_parallel"), "ranks cannot be allocated over sharded updates; use trainer=ddp"
-    )
+    refused_strategies = {"fsdp": "ranks cannot be allocated over sharded updates; use method=lora, or trainer=ddp"}
 
     def __init__(
         self,

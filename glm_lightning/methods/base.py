@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from glm_lightning import optim
-from glm_lightning.methods import quantized, tracing
+from glm_lightning.methods import layers, quantized, tracing
 from glm_lightning.models import short_attention
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.supervised import refuse_leaks
 from glm_lightning.optim import NamedParameters
+from glm_lightning.strategies.parts import assign, gathered, own_part, whole
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Batch, UserError
 
@@ -75,7 +76,7 @@ class Method(pl.LightningModule, ABC):
     """Whether several samples may share a row."""
 
     refused_strategies: ClassVar[Mapping[str, str]] = {}
-    """Beginnings of names of strategies (``trainer.strategy``) that cannot work, with what to do instead."""
+    """Values of ``trainer.strategy`` that cannot work, with what to do instead."""
 
     def __init__(self, ingredients: Ingredients, *, rate: Callable[[str], float] | None = None) -> None:
         """Args:
@@ -101,6 +102,10 @@ class Method(pl.LightningModule, ABC):
     def check(self, skeleton: PreTrainedModel) -> None:
         """Raise `UserError` if this network, given on the meta device, cannot be trained this way."""
 
+    def wrong_if_sharded(self) -> Iterator[str]:
+        """What of this method's knobs cannot work where every rank holds parts of a weight."""
+        return iter(())
+
     @abstractmethod
     def adapt(self, network: PreTrainedModel) -> nn.Module:
         """Make ``network`` one in which exactly the parameters to be trained require a gradient."""
@@ -115,9 +120,9 @@ class Method(pl.LightningModule, ABC):
 
     # -- building
 
-    def examine(self, skeleton: PreTrainedModel) -> None:
+    def examine(self, skeleton: PreTrainedModel, *, is_sharded: bool = False) -> None:
         """Raise one `UserError` with all that is wrong with this method on this network, given on the meta device."""
-        problems = []
+        problems = [*self.wrong_if_sharded()] if is_sharded else []
         quantize = self.ingredients.quantize
         if quantize is not None and not self.on_quantized:
             problems.append(
@@ -177,6 +182,31 @@ class Method(pl.LightningModule, ABC):
         """The parameters that are trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def take(self, values: Mapping[str, Tensor]) -> None:
+        """Give every parameter that is trained its value of a checkpoint."""
+        for name, parameter in self.trained().items():
+            assign(parameter, values[name])
+
+    def put_together(self) -> None:
+        """Where weights are sharded: the first rank gets a network with all that was trained, the others none."""
+        trained, notices = {name: p.detach() for name, p in self.trained().items()}, self.notices
+        if all(own_part(p) is p for p in trained.values()):
+            return
+        is_first = self.trainer.is_global_zero
+        values = gathered(trained, keep=is_first)
+        self.network = None
+        if is_first:
+            self.configure_model()
+            self.take(values)
+        self.notices = notices
+
+    def units(self) -> Iterator[nn.Module]:
+        """What is put together at once where weights are sharded: each layer, then the network with all the rest."""
+        network = self._network
+        base = network if isinstance(network, PreTrainedModel) else network.get_base_model()  # type: ignore[operator]
+        yield from layers.blocks(base)
+        yield base
+
     @property
     def skipped_step(self) -> bool:
         """Whether the last optimizer step was left out, as its gradients were not finite."""
@@ -189,11 +219,13 @@ class Method(pl.LightningModule, ABC):
 
         Before the first packed batch, samples of one row must turn out not to see each other.
         """
-        if batch.position_ids is not None and not self._tried_packing:
+        if self.trainer.datamodule.packing and not self._tried_packing:  # type: ignore[attr-defined]
             self._tried_packing = True
+            # Ranks that share a network's parts must run it equally often, so all try the first one's batch.
+            tried = self.trainer.strategy.broadcast(batch).to(self.device)
             # Lightning's hooks are outside its autocast, and what is trained may be of another type than the rest
             with self.trainer.precision_plugin.forward_context():
-                refuse_leaks(self._network, batch)
+                refuse_leaks(self._network, tried)
         place = (self.trainer.global_step, batch_idx, self.global_rank)
         seed = self.ingredients.seed
         for number in place:
@@ -225,8 +257,10 @@ class Method(pl.LightningModule, ABC):
         step can be left out and its micro-batches be run again on the weights that made it.
         """
         trained = list(self.trained().values())
-        norm = nn.utils.clip_grad_norm_(trained, gradient_clip_val or math.inf)
+        norm = whole(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
         self._refuse_endless(norm)
+        if gradient_clip_val is not None:
+            nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
         self._seen_by_optimizer = {"train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
 
     def _refuse_endless(self, norm: Tensor) -> None:
@@ -310,7 +344,8 @@ class Method(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained, and the name of the base it belongs to."""
-        checkpoint["state_dict"] = {name: parameter.detach() for name, parameter in self.trained().items()}
+        trained = {name: parameter.detach() for name, parameter in self.trained().items()}
+        checkpoint["state_dict"] = gathered(trained, keep=self.trainer.is_global_zero)
         checkpoint["base"] = self.ingredients.base
         checkpoint["method"] = type(self).__name__
         checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches

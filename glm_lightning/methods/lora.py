@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import final
@@ -79,6 +79,13 @@ class LoRA(Method):
         """Every name must lead to a layer."""
         if problems := list(self.update.problems(skeleton, self.ingredients.quantize)):
             raise UserError(problems)
+
+    def wrong_if_sharded(self) -> Iterator[str]:
+        """What begins as a part of the base needs the base whole; what adapts experts rewrites a parameter."""
+        if self._split is not None:
+            yield f"method.init is {self.update.init!r}: takes whole weights apart; use init=default, or trainer=ddp"
+        if self.update.experts:
+            yield "method.experts is true: PEFT adapts experts in whole weights; set experts=false, or trainer=ddp"
 
     def adapt(self, network: PreTrainedModel) -> nn.Module:
         """Freeze the base and put updates beside the targets."""

@@ -41,6 +41,9 @@ class PromptTuning(Method):
     trains_base = False
     artefact = "adapter"
     packs = False
+    refused_strategies = {
+        "fsdp": "PEFT holds the soft tokens outside of the network that is sharded; use method=ptuning_v2, or trainer=ddp"
+    }
 
     def __init__(
         self,

@@ -40,10 +40,9 @@ class QLoRA(Method):
 
     trains_base = False
     artefact = "adapter"
-    refused_strategies = dict.fromkeys(
-        ("fsdp", "deepspeed", "model_parallel"),
-        "bitsandbytes' layers are not sharded; use trainer=ddp, or method=lora with quantize=null",
-    )
+    refused_strategies = {
+        "fsdp": "bitsandbytes' layers are not sharded; use trainer=ddp, or method=lora with quantize=null",
+    }
 
     def __init__(
         self,

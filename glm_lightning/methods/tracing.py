@@ -12,6 +12,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from glm_lightning.strategies.parts import own_part
 from glm_lightning.types import Batch, Origin
 
 OnNonFinite = Literal["stop", "skip"]
@@ -46,7 +47,7 @@ class Step:
         Every micro-batch is run, whatever the others gave: ranks that share a network's parts must stay in step.
 
         Args:
-            network: what is trained; its gradients are left alone.
+            network: what is trained; gradients that it has are lost.
             loss: runs it forward.
             origin: file and line of a sample of the training set.
             context: the precision that training runs in.
@@ -79,7 +80,7 @@ def _named(origins: list[Origin]) -> str:
 
 
 def _first(network: nn.Module, loss: Callable[[], Tensor], *, num_rows: int) -> _Finding | None:
-    """The first layer whose output, or else whose gradient, is not finite. Gradients of parameters stay as they are."""
+    """The first layer whose output, or else whose gradient, is not finite; gradients of parameters are gone behind it."""
     watch = _Watch(network, num_rows)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     try:
@@ -88,16 +89,19 @@ def _first(network: nn.Module, loss: Callable[[], Tensor], *, num_rows: int) -> 
             warnings.simplefilter("ignore")
             value = loss()
             if watch.found is None and not _is_finite(value):
-                return _Finding("the loss behind the last layer is not finite")
-            if watch.found is None:
-                gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-                bad = [name for name, each in zip(trained, gradients, strict=True) if not _all_finite([each])]
-                watch.found = watch.found or (_Finding(f"the gradient of {bad[0]} is not finite") if bad else None)
+                watch.found = _Finding("the loss behind the last layer is not finite")
+            # Also where it is found already: other ranks may need this one's parts of the network.
+            value.backward()  # type: ignore[no-untyped-call]
+            # What is sharded has been summed over the ranks by now: that is not this rank's finding.
+            own = {name: p for name, p in trained.items() if own_part(p) is p}
+            bad = [name for name, p in own.items() if not _all_finite([p.grad])]
+            watch.found = watch.found or (_Finding(f"the gradient of {bad[0]} is not finite") if bad else None)
         return watch.found
     except RuntimeError as error:  # what was found matters more than where
         return watch.found or _Finding(f"the layer could not be looked for ({error})")
     finally:
         watch.end()
+        network.zero_grad(set_to_none=True)
 
 
 @final
@@ -160,4 +164,5 @@ def _all_finite(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    """Asked of this rank's part, without the others."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(own_part(tensor)).all())

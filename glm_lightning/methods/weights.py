@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from glm_lightning.strategies.parts import assign
+
 
 @contextlib.contextmanager
 def exchanged(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
@@ -25,9 +27,8 @@ def exchanged(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tenso
 
 def put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Give each parameter its value of ``values``, which may be on another device and of another type."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
+    for name, parameter in parameters.items():
+        assign(parameter, values[name])
 
 
 def write(module: nn.Module | None, folder: Path, *, dtype: torch.dtype) -> None:

@@ -29,14 +29,10 @@ from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.training import console, precision
+from glm_lightning.training import console, placing, precision
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
 from glm_lightning.training.problems import Problems, in_numbers
-
-SHARDING = ("fsdp", "deepspeed", "model_parallel")
-"""Beginnings of the names of strategies that put parts of a weight on several devices."""
-
 
 def build(config: DictConfig, folder: RunFolder) -> Parts:
     """Instantiate the parts of ``config`` and encode the data.
@@ -83,7 +79,7 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     # Constructing a method costs nothing, so one is made for its mistakes before there are data to make the real one.
     rehearsal = problems.none_in(lambda: _rehearsal(config, source, cast(Objective, objective)))
     if rehearsal is not None and not problems.found:
-        problems.none_in(lambda: rehearsal.examine(source.skeleton))
+        problems.none_in(lambda: rehearsal.examine(source.skeleton, is_sharded=placing.is_sharded(config)))
     problems.raise_if_any()
     assert objective is not None
     assert settings is not None
@@ -93,17 +89,9 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
 
 def _clashes(config: DictConfig) -> Iterator[str]:
     """What the method cannot do together with other choices."""
+    yield from placing.problems(config)
     method: Any = get_class(config.method._target_)
     name = config.method._target_.rpartition(".")[2]
-    strategy = str(config.trainer.strategy)
-    refusals = dict(method.refused_strategies)
-    if config.model.get("quantize") is not None:
-        refusals = (
-            dict.fromkeys(SHARDING, "quantised layers are not sharded; use trainer=ddp, or quantize=null") | refusals
-        )
-    for refused, instead in refusals.items():
-        if strategy.startswith(refused):
-            yield f"trainer.strategy is {strategy}: {name} cannot work with it; {instead}"
     if config.data.get("packing") and not method.packs:
         yield f"data.packing is true: {name} cannot share a row among samples; set data.packing=false"
 
@@ -160,6 +148,7 @@ def _trainer(
     knobs = OmegaConf.merge(
         config.trainer,
         {"precision": chosen, "accumulate_grad_batches": 1, "val_check_interval": 1.0},
+        {"strategy": placing.strategy(config)},
     )
     trainer = made(
         knobs,
@@ -236,9 +225,10 @@ def _method(
     # Scaled float16 gradients must be unscaled before they are clipped, which a fused kernel does by itself, too late.
     has_fused = "fused" in inspect.signature(ingredients.optimizer).parameters
     fused = {"fused": False} if chosen == "16-mixed" and has_fused else {}
+    load = functools.partial(placing.load_on_first, source) if placing.is_sharded(config) else source.load
     ingredients = replace(
         ingredients,
-        load=functools.partial(source.load, dtype=dtype),
+        load=functools.partial(load, dtype=dtype),
         optimizer=functools.partial(ingredients.optimizer, **fused),
         base=source.fingerprint,
         base_dtype=stored,

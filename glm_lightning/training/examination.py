@@ -16,6 +16,7 @@ from glm_lightning.evaluation import Answered, Scores, Share
 from glm_lightning.files import read_json, write_json
 from glm_lightning.methods.base import Method
 from glm_lightning.runs.checkpoints import load_trained
+from glm_lightning.strategies import Sharded
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Examination(Callback):
         best = keepers[0]
         if best.validated_step != trainer.global_step and self._last(trainer, module)["val/loss"] < best.best_value:
             return
-        module.load_state_dict(load_trained(best.best), strict=False)
+        module.take(load_trained(best.best))
 
     def _last(self, trainer: pl.Trainer, module: Method) -> dict[str, float]:
         module.eval()
@@ -93,7 +94,9 @@ class Examination(Callback):
                 metrics |= self._validate(trainer, module)
             if self._examine is not None:
                 assert module.network is not None
-                scores = self._examine(module.network, share=Share(trainer.global_rank, trainer.world_size))
+                is_sharded = isinstance(trainer.strategy, Sharded)
+                share = Share(trainer.global_rank, trainer.world_size, in_step=is_sharded)
+                scores = self._examine(module.network, share=share)
                 metrics |= {f"test/{name}": value for name, value in scores.metrics.items()}
                 answers = scores.answers
         module.train()

@@ -162,6 +162,7 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
     examination = parts.examination
     callbacks: list[Callback] = parts.trainer.callbacks  # type: ignore[attr-defined]
     throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
+    parts.method.put_together()
     if parts.trainer.is_global_zero:
         report = {
             "before": examination.before,

@@ -1,0 +1,78 @@
+"""How the network is laid on the devices of a run: which strategy, and what goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
+
+from glm_lightning.config.nearest import hint
+from glm_lightning.estimate.skeleton import skeleton
+from glm_lightning.methods.base import Method
+from glm_lightning.models import Source
+from glm_lightning.models.source import WeightsDtype
+from glm_lightning.strategies import Replicated, Sharded
+
+OURS = {"ddp": Replicated.strategy_name, "fsdp": Sharded.strategy_name}
+"""Values of ``trainer.strategy``, and what Lightning knows our strategies by."""
+
+NAMES = ("auto", *OURS)
+
+SHARDING = ("fsdp",)
+"""Strategies that put parts of a weight on several devices."""
+
+
+def strategy(config: DictConfig) -> Any:
+    """What Lightning is given for ``trainer.strategy``; a node with a ``_target_`` is the user's own."""
+    chosen = config.trainer.strategy
+    if chosen == "auto" and (config.trainer.devices, config.trainer.num_nodes) not in ((1, 1), ("1", 1)):
+        chosen = "ddp"
+    return OURS.get(chosen, chosen) if isinstance(chosen, str) else chosen
+
+
+def is_sharded(config: DictConfig) -> bool:
+    """Whether ranks hold parts of a weight."""
+    return config.trainer.strategy in SHARDING
+
+
+def problems(config: DictConfig) -> Iterator[str]:
+    """What cannot go together with the strategy, by the configuration alone."""
+    name = config.trainer.strategy
+    if OmegaConf.is_config(name):
+        return
+    if name not in NAMES:
+        yield f"trainer.strategy is {name}: must be one of {', '.join(NAMES)}{hint(name, NAMES)}"
+        return
+    kind: type[Method] = get_class(config.method._target_)
+    why_not = refusal(kind, name, quantize=config.model.get("quantize"))
+    if why_not is not None:
+        yield f"trainer.strategy is {name}: {kind.__name__} cannot work with it; {why_not}"
+    if name in SHARDING:
+        yield from _of_sharding(config)
+
+
+def refusal(method: type[Method], strategy: str, *, quantize: str | None) -> str | None:
+    """What to do instead of using a method with a strategy; None where it works."""
+    if strategy in SHARDING and quantize is not None:
+        return "quantised layers are not sharded; use trainer=ddp, or quantize=null with method=lora"
+    return method.refused_strategies.get(strategy)
+
+
+def _of_sharding(config: DictConfig) -> Iterator[str]:
+    start = f"trainer.strategy is {config.trainer.strategy}: "
+    if config.optimizer._target_.endswith(".adamw_8bit"):
+        yield f"{start}bitsandbytes' optimizer takes no parts of a weight; use optimizer=adamw, whose averages are sharded"
+    if str(config.trainer.precision) in ("16-mixed", "16"):
+        yield f"{start}a scaled loss does not go with it; use trainer.precision=bf16-mixed or 32-true"
+    if str(config.trainer.devices) == "1" and config.trainer.num_nodes == 1:
+        yield f"{start}there is one device to lay parts on; use trainer=default, or give trainer.devices=2 or more"
+
+
+def load_on_first(source: Source, *, dtype: WeightsDtype) -> PreTrainedModel:
+    """The network on the first rank; on the others one without weights, which are given their parts of it."""
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    return source.load(dtype=dtype) if is_first else skeleton(source, dtype=dtype)
