@@ -264,9 +264,7 @@ def _fewest_groups(descending: NDArray[np.int32], max_tokens: int) -> int:
     return groups
 
 
-def _least_time(
-    descending: NDArray[np.int64], max_tokens: int, *, ranks: int, rounds: int
-) -> list[tuple[int, int]]:
+def _least_time(descending: NDArray[np.int64], max_tokens: int, *, ranks: int, rounds: int) -> list[tuple[int, int]]:
     """Cut ``descending`` into at most ``ranks * rounds`` runs, largest first, so that a step ends soonest.
 
     A round of micro-batches takes as long as its largest. On one rank the least padding is best; several wait less for

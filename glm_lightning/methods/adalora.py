@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters, layers
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import SHARDING, Ingredients, Method
 from glm_lightning.types import UserError
 
 
@@ -45,7 +45,9 @@ class AdaLoRA(Method):
 
     trains_base = False
     artefact = "adapter"
-    refused_strategies = {"fsdp": "ranks cannot be allocated over sharded updates; use method=lora, or trainer=ddp"}
+    refused_strategies = dict.fromkeys(
+        SHARDING, "ranks cannot be allocated over sharded updates; use method=lora, or trainer=ddp"
+    )
 
     def __init__(
         self,

@@ -33,6 +33,9 @@ VALIDATION_METRICS = ("val/loss", "val/perplexity", "val/token_accuracy")
 """What validation measures; what a callback can watch."""
 
 
+SHARDING = ("fsdp",)
+"""Values of ``trainer.strategy`` that put parts of a weight on several devices."""
+
 SKIPPED_IN_A_ROW = 20
 """Steps that may be skipped one after another before the network itself must be what is not finite."""
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import SHARDING, Ingredients, Method
 from glm_lightning.types import UserError
 
 _FROM_IDS = ("chatglm",)
@@ -41,9 +41,9 @@ class PromptTuning(Method):
     trains_base = False
     artefact = "adapter"
     packs = False
-    refused_strategies = {
-        "fsdp": "PEFT holds the soft tokens outside of the network that is sharded; use method=ptuning_v2, or trainer=ddp"
-    }
+    refused_strategies = dict.fromkeys(
+        SHARDING, "PEFT keeps soft tokens outside of the network that is sharded; use method=ptuning_v2, or trainer=ddp"
+    )
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import SHARDING, Ingredients, Method
 from glm_lightning.methods.low_rank import LowRank, faster
 from glm_lightning.types import UserError
 
@@ -40,9 +40,9 @@ class QLoRA(Method):
 
     trains_base = False
     artefact = "adapter"
-    refused_strategies = {
-        "fsdp": "bitsandbytes' layers are not sharded; use trainer=ddp, or method=lora with quantize=null",
-    }
+    refused_strategies = dict.fromkeys(
+        SHARDING, "bitsandbytes' layers are not sharded; use trainer=ddp, or method=lora with quantize=null"
+    )
 
     def __init__(
         self,

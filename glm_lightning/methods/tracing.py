@@ -80,7 +80,7 @@ def _named(origins: list[Origin]) -> str:
 
 
 def _first(network: nn.Module, loss: Callable[[], Tensor], *, num_rows: int) -> _Finding | None:
-    """The first layer whose output, or else whose gradient, is not finite; gradients of parameters are gone behind it."""
+    """The first layer whose output, or else whose gradient, is not finite; parameters have no gradient behind it."""
     watch = _Watch(network, num_rows)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     try:

@@ -29,10 +29,11 @@ from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.training import console, placing, precision
+from glm_lightning.training import console, launching, placing, precision
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
 from glm_lightning.training.problems import Problems, in_numbers
+
 
 def build(config: DictConfig, folder: RunFolder) -> Parts:
     """Instantiate the parts of ``config`` and encode the data.
@@ -49,6 +50,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     )
     examination = _examination(folder, tokenizer, template, data, settings)
     trainer = _trainer(config, folder, chosen.name, data, examination)
+    launching.check(trainer)
     plan = data.schedule(
         world_size=trainer.num_devices * trainer.num_nodes,
         accumulate=config.trainer.accumulate_grad_batches,
@@ -66,6 +68,7 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     """The parts that need neither data nor devices; all that is wrong with them, and with the others, is told here."""
     problems = Problems()
     problems.found += in_numbers(config)
+    problems.found += launching.problems(config)
     problems.found += _clashes(config)
     source: Source = instantiate(config.model)
     problems.none_in(source.check)
@@ -148,7 +151,7 @@ def _trainer(
     knobs = OmegaConf.merge(
         config.trainer,
         {"precision": chosen, "accumulate_grad_batches": 1, "val_check_interval": 1.0},
-        {"strategy": placing.strategy(config)},
+        {"strategy": placing.strategy(config), "num_nodes": launching.num_nodes(config)},
     )
     trainer = made(
         knobs,

@@ -20,6 +20,7 @@ from glm_lightning.config import command
 from glm_lightning.evaluation import Answered
 from glm_lightning.models.quiet import quiet as quiet_loading
 from glm_lightning.runs import RunFolder
+from glm_lightning.strategies import Sharded
 from glm_lightning.training.examination import Examination, spread
 from glm_lightning.training.parts import Parts
 
@@ -27,6 +28,7 @@ IGNORED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # reading is a lookup in a memory map
     "You're resuming from a checkpoint that ended before the epoch ended",  # the plan skips what is done
     "The number of training batches .* is smaller than the logging interval",
+    "It is recommended to use `self.log\\(.*sync_dist=True\\)`",  # what is logged is the sum over all ranks already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 against torch 2.13
     "Found .* module\\(s\\) in eval mode at the start of training",
 )
@@ -67,6 +69,9 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
         "steps": f"{parts.num_steps:,} optimizer step(s), {plan.num_steps:,} an epoch",
         "run": _shown(folder.path),
     }
+    if plan.world_size > 1:
+        waiting = plan.waiting(in_step=isinstance(trainer.strategy, Sharded))
+        lines["balance"] = f"a rank waits {waiting:.1%} of its time for the others, by padded positions"
     if checkpoint is not None:
         lines["resumed"] = f"from {_shown(checkpoint)}"
     elif config.resume not in (None, "auto"):

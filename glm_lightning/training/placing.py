@@ -12,24 +12,22 @@ from transformers import PreTrainedModel
 
 from glm_lightning.config.nearest import hint
 from glm_lightning.estimate.skeleton import skeleton
-from glm_lightning.methods.base import Method
+from glm_lightning.methods.base import SHARDING, Method
 from glm_lightning.models import Source
 from glm_lightning.models.source import WeightsDtype
 from glm_lightning.strategies import Replicated, Sharded
+from glm_lightning.training.launching import num_nodes
 
 OURS = {"ddp": Replicated.strategy_name, "fsdp": Sharded.strategy_name}
 """Values of ``trainer.strategy``, and what Lightning knows our strategies by."""
 
 NAMES = ("auto", *OURS)
 
-SHARDING = ("fsdp",)
-"""Strategies that put parts of a weight on several devices."""
-
 
 def strategy(config: DictConfig) -> Any:
     """What Lightning is given for ``trainer.strategy``; a node with a ``_target_`` is the user's own."""
     chosen = config.trainer.strategy
-    if chosen == "auto" and (config.trainer.devices, config.trainer.num_nodes) not in ((1, 1), ("1", 1)):
+    if chosen == "auto" and (str(config.trainer.devices) != "1" or num_nodes(config) > 1):
         chosen = "ddp"
     return OURS.get(chosen, chosen) if isinstance(chosen, str) else chosen
 
@@ -65,10 +63,10 @@ def refusal(method: type[Method], strategy: str, *, quantize: str | None) -> str
 def _of_sharding(config: DictConfig) -> Iterator[str]:
     start = f"trainer.strategy is {config.trainer.strategy}: "
     if config.optimizer._target_.endswith(".adamw_8bit"):
-        yield f"{start}bitsandbytes' optimizer takes no parts of a weight; use optimizer=adamw, whose averages are sharded"
+        yield f"{start}bitsandbytes' optimizer takes no parts; use optimizer=adamw, whose averages are sharded, too"
     if str(config.trainer.precision) in ("16-mixed", "16"):
         yield f"{start}a scaled loss does not go with it; use trainer.precision=bf16-mixed or 32-true"
-    if str(config.trainer.devices) == "1" and config.trainer.num_nodes == 1:
+    if str(config.trainer.devices) == "1" and num_nodes(config) == 1:
         yield f"{start}there is one device to lay parts on; use trainer=default, or give trainer.devices=2 or more"
 
 

@@ -25,19 +25,28 @@ TRUSTED = ("glm_lightning.", "lightning.", "torch.")
 """Where what a stored configuration calls may come from."""
 
 
-def resolve(config: DictConfig, overrides: Sequence[str], *, of_first: Path | None = None) -> DictConfig:
+def resolve(
+    config: DictConfig, overrides: Sequence[str], *, of_first: Path | None = None, restarted: bool = False
+) -> DictConfig:
     """The configuration to run: ``config``, or that of the run it says to resume, with ``overrides`` on top.
 
-    ``of_first`` is the folder that the first rank has chosen, for the other ranks.
+    Args:
+        config: what was composed.
+        overrides: of the command line.
+        of_first: the folder that the first rank has chosen, for the other ranks.
+        restarted: torchrun or SLURM has started the same command anew, which goes on with its run.
 
     Raises:
         UserError: there is no such run, or it is finished, or an override exchanges a part of it.
     """
-    if config.resume is None:
-        return config
-    if config.resume == "auto":
+    automatic = config.resume == "auto" or (restarted and config.resume is None)
+    if automatic and config.run_dir is not None:
+        return _in_run_dir(config)
+    if automatic:
         folder = _newest_unfinished(config) if of_first is None else RunFolder(of_first)
         return config if folder is None else _resumed(folder, {}, config)
+    if config.resume is None:
+        return config
     folder = RunFolder(Path(config.resume).expanduser().absolute())
     if not folder.config.is_file():
         raise UserError(
@@ -46,13 +55,25 @@ def resolve(config: DictConfig, overrides: Sequence[str], *, of_first: Path | No
     return _resumed(folder, _values(overrides), config)
 
 
+def _in_run_dir(config: DictConfig) -> DictConfig:
+    """The run that lies in ``run_dir``, or a new one."""
+    folder = RunFolder(Path(config.run_dir).absolute())
+    if not folder.config.is_file():
+        return config
+    if _settings(configuration.load(folder.config)) != _settings(config):
+        raise UserError(f"run_dir is {config.run_dir!r}: a run of other settings lies there; give another run_dir")
+    return _resumed(folder, {}, config, also_finished=True)
+
+
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = {override.key_or_group: override.value() for override in parsed}
     return {key: value for key, value in values.items() if key not in APART and not key.startswith("hydra.")}
 
 
-def _resumed(folder: RunFolder, changes: dict[str, Any], composed: DictConfig) -> DictConfig:
+def _resumed(
+    folder: RunFolder, changes: dict[str, Any], composed: DictConfig, *, also_finished: bool = False
+) -> DictConfig:
     # What an older release did not write yet has the value of this one.
     own = _moved(configuration.load(folder.config), folder)
     stored = cast(DictConfig, OmegaConf.merge({key: composed[key] for key in composed if key not in own}, own))
@@ -66,7 +87,7 @@ def _resumed(folder: RunFolder, changes: dict[str, Any], composed: DictConfig) -
         for key in changes
         if key in SETTLED or key.startswith("rates.")
     ]
-    if folder.finished and not changes:
+    if folder.finished and not changes and not also_finished:
         problems.append(
             f"resume is {str(folder.path)!r}: this run is finished; "
             f"to train it longer give more epochs as well: trainer.max_epochs={2 * stored.trainer.max_epochs}"

@@ -18,11 +18,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from glm_lightning import __version__
 from glm_lightning import config as configuration
 from glm_lightning.callbacks import Throughput
-from glm_lightning.files import lock, write_json
+from glm_lightning.files import digest, lock, write_json
 from glm_lightning.runs import RunFolder, checkpoints
-from glm_lightning.training import console, failures, resuming
+from glm_lightning.training import console, failures, launching, resuming
 from glm_lightning.training.artefact import leave_artefact
 from glm_lightning.training.build import build
 from glm_lightning.training.parts import Parts
@@ -54,8 +55,12 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
         UserError: whatever is wrong with configuration or data, all of it, before the network is loaded.
     """
     console.quiet()
-    of_first = _folder_of_first()
-    config = resuming.resolve(config, overrides, of_first=of_first)
+    of_first, launched = _folder_of_first(), launching.launch()
+    is_one_of_many = launched is not None and launched.world_size > 1
+    if is_one_of_many and config.run_dir is None and config.resume in (None, "auto"):
+        raise UserError(f"run_dir is null: ranks that {launched.by} starts must share one folder; give run_dir=...")
+    restarted = launched is not None and launched.restarts > 0
+    config = resuming.resolve(config, overrides, of_first=of_first, restarted=restarted)
     config.run_dir = str(of_first or _run_dir(config))
     os.environ[CHILD_RUN_DIR] = config.run_dir
     folder = RunFolder(Path(config.run_dir))
@@ -63,7 +68,8 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     parts = build(config, folder)
     pl.seed_everything(config.seed, verbose=False)
     with _owned(folder, is_first=parts.trainer.is_global_zero), console.named_warnings_ignored():
-        checkpoint = _checkpoint(folder, parts)
+        checkpoint = launching.of_first(parts.trainer, lambda: _checkpoint(folder, parts))
+        launching.agree(parts.trainer, **_facts(parts))
         if parts.trainer.is_global_zero:
             _begin(config, folder, parts)
             console.opening(config, parts, folder, checkpoint)
@@ -88,6 +94,11 @@ def _checkpoint(folder: RunFolder, parts: Parts) -> Path | None:
         shutil.rmtree(folder.refused, ignore_errors=True)
         folder.last.rename(folder.refused)
     return checkpoint
+
+
+def _facts(parts: Parts) -> dict[str, str]:
+    """What must be the same on every machine."""
+    return {"model": parts.source.fingerprint, "data": digest(parts.data.state_dict()), "glm_lightning": __version__}
 
 
 @contextlib.contextmanager
@@ -123,8 +134,6 @@ def _run_dir(config: DictConfig) -> Path:
         if config.resume is None and is_first and (chosen / "config.yaml").exists():
             raise UserError(f"run_dir is {config.run_dir!r}: a run lies there already; give resume={config.run_dir}")
         return chosen
-    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        raise UserError("run_dir is null: ranks that are started from outside must share one folder; give run_dir=...")
     method = config.method._target_.rpartition(".")[2].lower()
     name = config.name or f"{Path(str(config.model.path)).name}_{method}"
     if not name.startswith(config.model.name_prefix):
@@ -140,6 +149,8 @@ def with_autos_set(config: DictConfig) -> DictConfig:
     checked = config.copy()
     if checked.trainer.accumulate_grad_batches == "auto":
         checked.trainer.accumulate_grad_batches = 1
+    if checked.trainer.num_nodes == "auto":
+        checked.trainer.num_nodes = 1
     if checked.trainer.precision == "auto":
         checked.trainer.precision = "32-true"
     return checked

@@ -76,6 +76,43 @@ def test_steps_do_not_depend_on_the_hardware(plan):
     assert list(rows_of_steps(plan)) == list(rows_of_steps(other))
 
 
+def time_of(plan, sizes):
+    """Sum over rounds of the largest micro-batch."""
+    return sum(sorted(sizes, reverse=True)[:: plan.world_size])
+
+
+@settings(deadline=None)
+@given(plans)
+def test_several_ranks_take_no_longer_than_with_the_least_padding(plan):
+    plan = fitting(replace(plan, packed=None))
+    for samples in plan.steps(0):
+        padded = np.sort(padded_lengths(plan.lengths[samples], plan.pad_to_multiple))[::-1]
+        groups = plan.world_size * plan.accumulate
+        cut = plan_module._least_padding(padded, groups, plan.max_tokens)
+        now = time_of(plan, [plan._size(group) for group in plan.split(samples) if group])
+        assert now <= time_of(plan, [int(padded[start]) * (stop - start) for start, stop in cut])
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (2, 4), (4, 2), (3, 2)])
+def test_what_a_rank_waits_is_the_difference_to_the_slowest(world_size, accumulate):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(10, 120, 256)
+    plan = make(
+        lengths, batch_size=32, max_tokens=4096, world_size=world_size, accumulate=accumulate, pad_to_multiple=1
+    )
+    sizes = np.zeros((world_size, plan.num_micro_batches))
+    for rank in range(world_size):
+        for number, batch in enumerate(plan.micro_batches(0, rank=rank)):
+            sizes[rank, number] = max(lengths[sample] for (sample,) in batch.rows) * len(batch.rows)
+    in_step = 1 - sizes.mean(0).sum() / sizes.max(0).sum()
+    of_steps = sizes.reshape(world_size, -1, accumulate).sum(2)
+    at_end = 1 - of_steps.mean(0).sum() / of_steps.max(0).sum()
+    assert plan.waiting(in_step=True) == pytest.approx(in_step)
+    assert plan.waiting(in_step=False) == pytest.approx(at_end)
+    assert at_end <= in_step < 0.15
+    assert make(lengths, max_tokens=4096).waiting(in_step=True) == 0
+
+
 def test_every_micro_batch_knows_the_tokens_of_its_step():
     plan = fitting(make(range(1, 60)))
     for rows, batch in zip(
