@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final, overload
+from typing import Any, NamedTuple, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -252,7 +252,7 @@ def padded_lengths(lengths: NDArray[np.int32], multiple: int) -> NDArray[np.int6
     return -(-lengths.astype(np.int64) // multiple) * multiple
 
 
-def _fewest_groups(descending: NDArray[np.int32], max_tokens: int) -> int:
+def _fewest_groups(descending: NDArray[np.signedinteger[Any]], max_tokens: int) -> int:
     """Fewest micro-batches within the budget that each step (steps, rows) fits into: each as full as it gets."""
     steps, start = np.arange(len(descending)), np.zeros(len(descending), np.int64)
     groups = 0

@@ -171,7 +171,7 @@ class Identity:
         ids, learned = batch.column("input_ids").flatten(), batch.column("learned").flatten()
         values = numbers(batch.column("length")), numbers(ids), truths(learned)
         for hasher, each in zip(self._hashers, values, strict=True):
-            hasher.update(each)
+            hasher.update(each.data)
 
     def name(self) -> str:
         """32 hex digits."""
