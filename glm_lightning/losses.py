@@ -93,11 +93,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = torch.nn.functional.linear(chunk, head).to(dtype)
             if bias is not None:
                 logits += bias
-            num_correct += (logits.argmax(-1) == target).sum()
-            lse = logits.logsumexp(-1)
-            total += (lse - logits.gather(1, target[:, None])[:, 0]).sum()
+            highest, likeliest = logits.max(-1)
+            num_correct += (likeliest == target).sum()
+            own = logits.gather(1, target[:, None])[:, 0]
+            # One exponential for the sum and for the gradient: log-sum-exp and softmax each took their own.
+            exponentials = logits.sub_(highest[:, None]).exp_()
+            sums = exponentials.sum(-1)
+            total += (sums.log() + highest - own).sum()
             if any(wanted):
-                error = logits.sub_(lse[:, None]).exp_()
+                error = exponentials.div_(sums[:, None])
                 error[torch.arange(len(target), device=target.device), target] -= 1
                 _accumulate(grads, error, chunk, head, slice(start, stop))
             start = stop

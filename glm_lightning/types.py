@@ -128,6 +128,9 @@ class Sample:
         return sum(label != IGNORE for label in self.labels[1:])
 
 
+_TENSORS = ("input_ids", "where", "targets", "lengths", "position_ids", "cu_seqlens")
+
+
 @dataclass(slots=True)
 class Batch:
     """A micro-batch, padded on the right, so that causal attention needs no mask.
@@ -143,6 +146,8 @@ class Batch:
     step_tokens: int  # supervised tokens of the whole optimizer step, over all ranks and micro-batches
     rows: list[int] = field(default_factory=list)  # index of each sample in its data set, -1 for a filler
     position_ids: Tensor | None = None  # (B, T) int64 of packed rows: 0 where another sample begins
+    cu_seqlens: Tensor | None = None  # (S + 1,) int32 of packed rows: b * T + t of each such place, and B * T
+    max_seqlen: int = 0  # of packed rows: positions of the longest sample
 
     @classmethod
     def of(
@@ -160,7 +165,15 @@ class Batch:
 
         targets = pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
         where = (targets != IGNORE).nonzero()[:, 0]
-        return cls(input_ids, where, targets[where], lengths, step_tokens, list(rows), position_ids)
+        made = cls(input_ids, where, targets[where], lengths, step_tokens, list(rows), position_ids)
+        return made if position_ids is None else made._with_starts(position_ids)
+
+    def _with_starts(self, position_ids: Tensor) -> Self:
+        from torch.nn.functional import pad
+
+        starts = (position_ids.flatten() == 0).nonzero()[:, 0]
+        ends = pad(starts, (0, 1), value=position_ids.numel())
+        return replace(self, cu_seqlens=ends.int(), max_seqlen=int(ends.diff().max()))
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``. Lightning calls this. From pinned memory to a GPU nobody waits for the copy."""
@@ -172,7 +185,7 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, function: Any) -> Self:
-        tensors = {name: getattr(self, name) for name in ("input_ids", "where", "targets", "lengths", "position_ids")}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 

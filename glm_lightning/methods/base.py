@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from glm_lightning import optim
 from glm_lightning.methods import layers, quantized, tracing
-from glm_lightning.models import short_attention
+from glm_lightning.models import cpu_attention
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.supervised import refuse_leaks
@@ -146,7 +146,7 @@ class Method(pl.LightningModule, ABC):
         if self.network is not None:
             return
         loaded = self.ingredients.load()
-        short_attention.use(loaded)
+        cpu_attention.use(loaded)
         network = self.adapt(loaded)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise UserError(f"method={type(self).__name__.lower()}: nothing in this network is trained")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +34,25 @@ def token_sums(network: nn.Module, batch: Batch) -> TokenSums:
         sums.append(_head_sums(head, project, states, batch.targets))
         return sums[0].total
 
-    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
     with _head_replaced(network, head_loss):
-        logits = network(input_ids=batch.input_ids, use_cache=False, **positions).logits
+        logits = network(input_ids=batch.input_ids, use_cache=False, **_packing(batch)).logits
     if logits is not sums[0].total:
         raise UserError(
             f"model: {type(network).__name__} changes its logits behind the output layer (a soft cap or a scale), "
             "so the loss cannot be taken at the output layer; this architecture is not supported"
         )
     return sums[0]
+
+
+def _packing(batch: Batch) -> dict[str, Any]:
+    """What tells samples of a row apart: by positions, and for attention that takes no mask by where they begin."""
+    if batch.position_ids is None:
+        return {}
+    starts, longest = batch.cu_seqlens, batch.max_seqlen
+    if starts is None:
+        return {"position_ids": batch.position_ids}
+    lengths = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+    return {"position_ids": batch.position_ids, **lengths}
 
 
 def refuse_leaks(network: nn.Module, batch: Batch) -> None:
@@ -54,8 +64,9 @@ def refuse_leaks(network: nn.Module, batch: Batch) -> None:
     if found is None:
         return
     ids, positions, start = found
+    packing = _packing(Batch.of(ids, ids, ids[:, 0], step_tokens=1, rows=[], position_ids=positions))
     with evaluating(network), torch.no_grad():
-        packed = network(input_ids=ids, position_ids=positions, use_cache=False).logits[:, start:]
+        packed = network(input_ids=ids, use_cache=False, **packing).logits[:, start:]
         alone = network(input_ids=ids[:, start:], position_ids=positions[:, start:], use_cache=False).logits
     difference = ((packed - alone).float().norm() / alone.float().norm()).item()
     if difference > LEAK:

@@ -179,6 +179,7 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
             "before": examination.before,
             "metrics": examination.after,
             "steps": parts.trainer.global_step,
+            "precision": parts.precision.name,
             "tokens_per_s": throughput.tokens_per_s if throughput else None,
             "peak_gib": throughput.peak_gib if throughput else None,
             "train_seconds": throughput.seconds if throughput else None,

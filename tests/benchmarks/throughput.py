@@ -6,10 +6,11 @@
 
 The job: the first ROWS (160) rows of an Alpaca file, one epoch, 16 rows an optimizer step, samples of at most 1,024
 tokens, loss on the answers; LoRA of rank 8 and alpha 16 on every linear layer but the head; AdamW at 2e-4 without
-warm-up; bfloat16; no validation. ``tokens`` are those of the samples without padding, ``train_s`` the training loop's
-seconds, first sight of every shape included; ``loss`` is the mean over the steps. ``matmul_tflops`` is what a large
-bfloat16 matrix product reached in this process, ``mfu`` the share of it that the job's own products
-(4 N + 2 M a token, N the weights passed forwards and backwards, M those with a gradient of their own) amount to.
+warm-up; the precision that suits the machine; no validation. ``tokens`` are those of the samples without padding,
+``train_s`` the training loop's seconds, first sight of every shape included; ``loss`` is the mean over the steps.
+``matmul_gflops`` is what a large matrix product of the run's type reached in this process, ``mfu`` the share of it that
+the job's own products (4 N + 2 M a token, N the weights passed forwards and backwards, M those with a gradient of their
+own; neither head nor attention) amount to.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 JOB = (
     "experiment=cpu",
@@ -48,7 +50,6 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="a table of operators on stderr; slows the job down")
     parser.add_argument("overrides", nargs="*", help="key=value")
     options = parser.parse_intermixed_args()
-    peak_rate = matmul_rate()
     with tempfile.TemporaryDirectory() as folder:
         rows = json.loads(options.data.read_text(encoding="utf-8"))[: options.rows]
         data = Path(folder) / "rows.json"
@@ -60,13 +61,14 @@ def main() -> None:
             f"data.cache_dir={folder}/cache",
         ]
         line = job([*JOB, *own, *options.overrides], profile=options.profile)
+    peak_rate = matmul_rate(str(line["precision"]))
     products = 4 * line.pop("weights") + 2 * line["trained"]
-    line["matmul_tflops"] = round(peak_rate / 1e12, 3)
+    line["matmul_gflops"] = round(peak_rate / 1e9, 1)
     line["mfu"] = round(line["tokens_per_s"] * products / peak_rate, 3)
     print(json.dumps(line), flush=True)
 
 
-def job(overrides: list[str], *, profile: bool) -> dict[str, float]:
+def job(overrides: list[str], *, profile: bool) -> dict[str, Any]:
     """Train, and read what the run reports."""
     import torch
 
@@ -85,6 +87,7 @@ def job(overrides: list[str], *, profile: bool) -> dict[str, float]:
     return {
         "tool": "glm_lightning",
         "method": run.config.method._target_.rpartition(".")[2].lower(),
+        "precision": report["precision"],
         "threads": torch.get_num_threads(),
         "tokens": round(report["tokens_per_s"] * report["train_seconds"]),
         "train_s": round(report["train_seconds"], 2),
@@ -103,16 +106,17 @@ def matrix_weights(overrides: list[str]) -> int:
     from glm_lightning.models import Source
 
     path = next(value for key, _, value in (o.partition("=") for o in overrides) if key == "model.path")
-    skeleton = Source(path).skeleton()
+    skeleton = Source(path).skeleton
     head = skeleton.get_output_embeddings()
     return sum(m.weight.numel() for m in skeleton.modules() if isinstance(m, nn.Linear) and m is not head)
 
 
-def matmul_rate(size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a square bfloat16 product on all threads."""
+def matmul_rate(precision: str, *, size: int = 1536, seconds: float = 2.0) -> float:
+    """Floating-point operations a second of a square product on all threads, in the type that ``precision`` multiplies."""
     import torch
 
-    left = torch.randn(size, size).bfloat16()
+    kinds = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+    left = torch.randn(size, size, dtype=kinds.get(precision, torch.float32))
     (left @ left).sum()
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:

@@ -15,11 +15,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from glm_lightning.models import short_attention
+from glm_lightning.models import cpu_attention
+from glm_lightning.models.cpu_attention import as_autocast
 from glm_lightning.models.prefix.encoder import PrefixEncoder
 from glm_lightning.types import UserError
 
-ATTENTION = {"sdpa": "sdpa_prefix", short_attention.NAME: "sdpa_prefix", "eager": "eager_prefix"}
+ATTENTION = {"sdpa": "sdpa_prefix", cpu_attention.NAME: "sdpa_prefix", "eager": "eager_prefix"}
 """The attention implementations that a prefix can be put before, and the names under which ours are registered."""
 
 _ENCODER = "prefix_encoder"
@@ -97,17 +98,18 @@ def _sdpa(
     """
     if prefix is None:
         return cast(_Answer, sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs))
-    num_queries = query.shape[2]
+    num_queries, packed = query.shape[2], kwargs.get("cu_seq_lens_q")
     causal = attention_mask is None and num_queries > 1 and _is_causal(module, kwargs)
     if causal:  # a static cache gives all its places, the empty ones behind
         key, value = key[:, :, :num_queries], value[:, :, :num_queries]
     key, value, attention_mask = _in_front(prefix, module, key, value, attention_mask)
-    if causal:
+    if causal or (packed is not None and _is_causal(module, kwargs)):
         # the triangle's own dispatch comes before autocast's, and wants one type
-        query, key, value = (_as_autocast(states) for states in (query, key, value))
-        if not kwargs.get("dropout") and short_attention.fits(query, key, value):
+        query, key, value = (as_autocast(states) for states in (query, key, value))
+        if not kwargs.get("dropout") and cpu_attention.fits(query, key, value, packed):
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            return short_attention.causal(query, key, value, scaling).transpose(1, 2).contiguous(), None
+            return cpu_attention.causal(query, key, value, scaling, packed), None
+    if causal:
         attention_mask = causal_lower_right(num_queries, key.shape[2])
     return cast(_Answer, sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs))
 
@@ -145,11 +147,6 @@ def _in_front(
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     given = kwargs.get("is_causal")
     return bool(module.is_causal if given is None else given)
-
-
-def _as_autocast(states: Tensor) -> Tensor:
-    kind = states.device.type
-    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 AttentionInterface.register(ATTENTION["sdpa"], _sdpa)

@@ -1,0 +1,272 @@
+"""Causal attention for training on a CPU: packed samples one by one, and a faster backward pass in bfloat16.
+
+A mask over a packed row makes torch multiply what is then thrown away; here each sample is attended to as if it stood
+alone. In bfloat16 torch's fused backward kernel for CPUs goes through small blocks; for rows of a few hundred positions
+that takes three to six times as long as five batched products over whole rows, which is what is done here. In float32
+torch's kernel is the faster one (measured from 64 to 1,024 positions), and it is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_training"
+"""The name under which transformers knows this implementation."""
+
+LONGEST = 256
+"""Keys up to which plain products in bfloat16 are faster than torch's kernel (measured with nine heads of 64)."""
+
+_OTHER_KINDS = ("position_bias", "sliding_window", "softcap", "s_aux")
+"""Arguments of attention that is more than causal."""
+
+
+def use(network: PreTrainedModel) -> None:
+    """Let ``network`` attend this way where it now uses torch's attention."""
+    if network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation(NAME)
+
+
+def fits(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> bool:
+    """Whether `causal` can be used and is worth it: on a CPU, for packed rows or for short ones in bfloat16."""
+    possible = (
+        query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype
+        and 1 < query.shape[2] <= key.shape[2]
+        and query.shape[3] == value.shape[3]
+    )
+    learns = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+    short = learns and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST
+    return possible and (starts is not None or short)
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, starts: Tensor | None = None) -> Tensor:
+    """Attention in which a sample's last query sees all its keys, the one before it one less, and so on.
+
+    query (B, h, T, D), key and value (B, h_kv, P + T, D) with h_kv a divisor of h, the first P of which every query
+    sees; (B, T, h, D). ``starts`` (S + 1,) are the places in the flattened rows where samples begin, and B T; None: a
+    row is a sample.
+    """
+    return cast(Tensor, _causal(query, key, value, starts, scaling)[0])
+
+
+class _Sample(NamedTuple):
+    """Where the queries and keys of some samples of one length lie."""
+
+    rows: slice
+    places: slice
+
+    def of(self, states: Tensor, front: int = 0) -> Tensor:
+        """(B, h, front + T, D) to the states of these, with what is in front of the row in front of them."""
+        states = states[self.rows]
+        if not front:
+            return states[:, :, self.places]
+        return torch.cat([states[:, :, :front], states[:, :, front:][:, :, self.places]], 2)
+
+
+def _samples(query: Tensor, starts: Tensor | None) -> list[_Sample]:
+    if starts is None:
+        return [_Sample(slice(None), slice(None))]
+    width = query.shape[2]
+    return [
+        _Sample(slice(start // width, start // width + 1), slice(start % width, start % width + stop - start))
+        for start, stop in itertools.pairwise(starts.tolist())
+    ]
+
+
+# An operator of torch's own kind, so that a compiled layer can call it and need not look inside.
+@torch.library.custom_op("glm_lightning::causal_attention", mutates_args=(), device_types="cpu")
+def _causal(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """Output (B, T, h, D), and (B, h, T) the logarithms of the sums of exponentials."""
+    front = key.shape[2] - query.shape[2]
+    output, log_sums = _empty(query)
+    for sample in _samples(query, starts):
+        queries, keys, values = sample.of(query), sample.of(key, front), sample.of(value, front)
+        repeats = query.shape[1] // key.shape[1]
+        seen, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries,
+            repeat_kv(keys, repeats),
+            repeat_kv(values, repeats),
+            0.0,
+            not front,
+            attn_mask=_mask(queries, keys) if front else None,
+            scale=scaling,
+        )
+        output[sample.rows, sample.places] = seen.transpose(1, 2)
+        log_sums[sample.rows, :, sample.places] = log_sum
+    return output, log_sums
+
+
+@_causal.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    return _empty(query)
+
+
+def _empty(query: Tensor) -> tuple[Tensor, Tensor]:
+    batch, heads, length, width = query.shape
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(batch, length, heads, width), query.new_empty(batch, heads, length, dtype=wide)
+
+
+@torch.library.custom_op("glm_lightning::causal_attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sums: Tensor,
+    starts: Tensor | None,
+    scaling: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    front = key.shape[2] - query.shape[2]
+    grads = (torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value))
+    grad, output = grad.transpose(1, 2), output.transpose(1, 2)
+    for sample in _samples(query, starts):
+        queries, keys, values = sample.of(query), sample.of(key, front), sample.of(value, front)
+        narrow = query.dtype == torch.bfloat16 and keys.shape[2] <= LONGEST
+        function = _by_products if narrow else _by_torch
+        seen, log_sum = sample.of(output), log_sums[sample.rows, :, sample.places]
+        of_query, *of_keys = function(sample.of(grad), queries, keys, values, seen, log_sum, scaling)
+        grads[0][sample.rows, :, sample.places] = of_query
+        for whole, part in zip(grads[1:], of_keys, strict=True):
+            whole[sample.rows, :, front:][:, :, sample.places] = part[:, :, front:]
+            whole[sample.rows, :, :front] += part[:, :, :front]
+    return grads
+
+
+@_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *states, starts, ctx.scaling = inputs
+    ctx.save_for_backward(*states, *output, starts)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, starts = ctx.saved_tensors
+    return (*_backward(grad, *saved, starts, ctx.scaling), None, None)
+
+
+_causal.register_autograd(_differentiate, setup_context=_keep)
+
+_Grads = tuple[Tensor, Tensor, Tensor]
+
+
+def _by_torch(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, scaling: float
+) -> _Grads:
+    repeats = query.shape[1] // key.shape[1]
+    square = query.shape[2] == key.shape[2]
+    of_query, *of_keys = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad,
+        query,
+        repeat_kv(key, repeats),
+        repeat_kv(value, repeats),
+        output,
+        log_sum,
+        0.0,
+        square,
+        attn_mask=None if square else _mask(query, key),
+        scale=scaling,
+    )
+    of_key, of_value = (part.unflatten(1, (-1, repeats)).sum(2) for part in of_keys)
+    return of_query, of_key, of_value
+
+
+def _by_products(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, scaling: float
+) -> _Grads:
+    """After Dao et al. 2022 (arXiv:2205.14135), appendix B.2, over whole rows instead of blocks.
+
+    Query heads that share a key head stand below one another, so that one product serves all of them.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    keys, values = (states.flatten(0, 1) for states in (key, value))
+    queries, grads = _below(query, key), _below(grad, key)
+    # P = exp(s q k - log sum), and dS = P (dO v - sum(dO o)): what is subtracted takes part in the product as two
+    # further columns, since only a product's sum is kept in 32 bits before it is rounded.
+    shifted = _with_columns(queries, _below(log_sum[..., None], key) / -scaling)
+    unseen = _unseen(query, key).repeat(repeats, 1)
+    weights = torch.baddbmm(unseen, shifted, _with_ones(keys).mT, alpha=scaling).exp_()
+    own = _below((grad.float() * output).sum(-1, keepdim=True), key)
+    scores = torch.bmm(_with_columns(grads, -own), _with_ones(values).mT).mul_(weights)
+    grad_query = torch.bmm(scores, keys).mul_(scaling)
+    grad_key = torch.bmm(scores.mT, queries).mul_(scaling)
+    grad_value = torch.bmm(weights.mT, grads)
+    return grad_query.view(query.shape), grad_key.view(key.shape), grad_value.view(value.shape)
+
+
+def _below(states: Tensor, key: Tensor) -> Tensor:
+    """(B, h, T, D) to (B h_kv, repeats T, D)."""
+    return states.reshape(key.shape[0] * key.shape[1], -1, states.shape[-1])
+
+
+def _unseen(query: Tensor, key: Tensor) -> Tensor:
+    """(T, K): minus infinity where a key comes after the query."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    return query.new_full((num_queries, num_keys), -torch.inf).triu_(1 + num_keys - num_queries)
+
+
+def _mask(query: Tensor, key: Tensor) -> Tensor:
+    """`_unseen` as torch's kernel wants it: (B, 1, T, K)."""
+    return _unseen(query, key).expand(query.shape[0], 1, -1, -1)
+
+
+def _with_columns(states: Tensor, column: Tensor) -> Tensor:
+    """``states`` and a float32 ``column`` as the sum of two columns of their type."""
+    high = column.to(states.dtype)
+    return torch.cat([states, high, (column - high).to(states.dtype)], -1)
+
+
+def _with_ones(states: Tensor) -> Tensor:
+    return torch.cat([states, states.new_ones(()).expand(*states.shape[:-1], 2)], -1)
+
+
+def as_autocast(states: Tensor) -> Tensor:
+    """``states`` in the type that autocast computes in, where it is on: it does not reach into operators of our own."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Transformers' attention function: ours where it can be used, otherwise that of the name ``sdpa``.
+
+    Where samples of a row are told apart by ``cu_seq_lens_q``, the mask says the same and is not read.
+    """
+    seen = module.is_causal if is_causal is None else is_causal
+    plain = (
+        seen and not dropout and query.shape[2] == key.shape[2] and (attention_mask is None) == (cu_seq_lens_q is None)
+    )
+    plain = plain and all(kwargs.get(name) is None for name in _OTHER_KINDS)
+    states = (as_autocast(query), as_autocast(key), as_autocast(value))
+    if plain and fits(*states, cu_seq_lens_q):
+        return causal(*states, query.shape[-1] ** -0.5 if scaling is None else scaling, cu_seq_lens_q), None
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
