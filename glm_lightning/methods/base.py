@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 
 from glm_lightning import optim
 from glm_lightning.methods import layers, quantized, tracing
-from glm_lightning.models import cpu_attention
+from glm_lightning.models import compiling, liger, training_attention
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.supervised import refuse_leaks
@@ -56,6 +57,8 @@ class Ingredients:
     quantize: Quantize | None = None  # how the base's linear layers are held; None: as they are
     num_steps: int | None = None  # optimizer steps of the run; None while only the configuration is checked
     tokenizer: Tokenizer | None = None  # the base's; None while only the configuration is checked
+    compile: bool = False  # the decoder layers
+    liger: bool = False  # Liger's kernels for norms and gated activations
 
 
 class Method(pl.LightningModule, ABC):
@@ -146,13 +149,21 @@ class Method(pl.LightningModule, ABC):
         if self.network is not None:
             return
         loaded = self.ingredients.load()
-        cpu_attention.use(loaded)
+        training_attention.use(loaded)
+        if self.ingredients.liger:
+            self.notices.append(liger.apply(loaded))
         network = self.adapt(loaded)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise UserError(f"method={type(self).__name__.lower()}: nothing in this network is trained")
         _widen(network)
         network.train()
+        if self.ingredients.compile:
+            self.notices.append(compiling.compile_layers(network))
         self.network = network
+
+    def as_written(self) -> AbstractContextManager[None]:
+        """While it is entered, compiled layers run as they are written."""
+        return compiling.off() if self.ingredients.compile else contextlib.nullcontext()
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As torch's, but buffers keep their type.
@@ -289,12 +300,13 @@ class Method(pl.LightningModule, ABC):
 
     def _culprits(self) -> list[str]:
         """What is not finite in this step, of all ranks."""
-        found = self.step.findings(
-            self._network,
-            lambda batch: self.ingredients.objective.loss(self._network, batch).total,
-            self.trainer.datamodule.splits.train.origin,  # type: ignore[attr-defined]
-            context=self.trainer.precision_plugin.forward_context,
-        )
+        with self.as_written():
+            found = self.step.findings(
+                self._network,
+                lambda batch: self.ingredients.objective.loss(self._network, batch).total,
+                self.trainer.datamodule.splits.train.origin,  # type: ignore[attr-defined]
+                context=self.trainer.precision_plugin.forward_context,
+            )
         if self.trainer.world_size > 1:
             of_ranks: list[list[str]] = [[]] * self.trainer.world_size
             torch.distributed.all_gather_object(of_ranks, found)
@@ -321,7 +333,8 @@ class Method(pl.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a micro-batch to the sums: negative log-likelihood, tokens, right predictions."""
-        loss = self.ingredients.objective.loss(self._network, batch)
+        with self.as_written():
+            loss = self.ingredients.objective.loss(self._network, batch)
         # Left on the device: reading them here would make the host wait for every micro-batch.
         self._validation.append(
             torch.stack([loss.total, loss.num_tokens.to(loss.total), loss.num_correct.to(loss.total)])

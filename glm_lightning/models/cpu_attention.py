@@ -12,25 +12,11 @@ import itertools
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-NAME = "sdpa_training"
-"""The name under which transformers knows this implementation."""
+from torch import Tensor
+from transformers.integrations.sdpa_attention import repeat_kv
 
 LONGEST = 256
 """Keys up to which plain products in bfloat16 are faster than torch's kernel (measured with nine heads of 64)."""
-
-_OTHER_KINDS = ("position_bias", "sliding_window", "softcap", "s_aux")
-"""Arguments of attention that is more than causal."""
-
-
-def use(network: PreTrainedModel) -> None:
-    """Let ``network`` attend this way where it now uses torch's attention."""
-    if network.config._attn_implementation == "sdpa":
-        network.set_attn_implementation(NAME)
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> bool:
@@ -230,43 +216,3 @@ def _with_columns(states: Tensor, column: Tensor) -> Tensor:
 
 def _with_ones(states: Tensor) -> Tensor:
     return torch.cat([states, states.new_ones(()).expand(*states.shape[:-1], 2)], -1)
-
-
-def as_autocast(states: Tensor) -> Tensor:
-    """``states`` in the type that autocast computes in, where it is on: it does not reach into operators of our own."""
-    kind = states.device.type
-    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Transformers' attention function: ours where it can be used, otherwise that of the name ``sdpa``.
-
-    Where samples of a row are told apart by ``cu_seq_lens_q``, the mask says the same and is not read.
-    """
-    seen = module.is_causal if is_causal is None else is_causal
-    plain = (
-        seen and not dropout and query.shape[2] == key.shape[2] and (attention_mask is None) == (cu_seq_lens_q is None)
-    )
-    plain = plain and all(kwargs.get(name) is None for name in _OTHER_KINDS)
-    states = (as_autocast(query), as_autocast(key), as_autocast(value))
-    if plain and fits(*states, cu_seq_lens_q):
-        return causal(*states, query.shape[-1] ** -0.5 if scaling is None else scaling, cu_seq_lens_q), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
-    )
-
-
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

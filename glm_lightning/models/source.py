@@ -49,6 +49,8 @@ class Source:
         template: the chat template's name; ``auto`` recognises it (`glm_lightning.templates.find`).
         name_prefix: what names of runs and of fine-tuned models begin with, where the licence wants it.
         gradient_checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
+        compile: a run compiles the decoder layers (`models.compiling`).
+        liger: a run on a GPU computes norms and gated activations by Liger's kernels (`models.liger`).
     """
 
     path: str
@@ -62,6 +64,8 @@ class Source:
     template: str = "auto"
     name_prefix: str = ""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    liger: bool = False
 
     @cached_property
     def location(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Callback, Checkpoint, LambdaCallback
 from omegaconf import DictConfig, OmegaConf
+from transformers.utils import is_flash_attn_2_available
 
 from glm_lightning import evaluation
 from glm_lightning.callbacks import JsonLines
@@ -24,7 +25,7 @@ from glm_lightning.estimate.skeleton import Device, skeleton
 from glm_lightning.inference.loading import words
 from glm_lightning.methods.base import Ingredients, Method
 from glm_lightning.methods.low_rank import SPLITTING
-from glm_lightning.models import Source
+from glm_lightning.models import Source, liger
 from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
@@ -48,6 +49,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     chosen = precision.choose(
         str(config.trainer.precision), device=_device(config), num_parameters=source.num_parameters
     )
+    precision.allow_tf32(chosen.name, device=_device(config))
     examination = _examination(folder, tokenizer, template, data, settings)
     trainer = _trainer(config, folder, chosen.name, data, examination)
     launching.check(trainer)
@@ -61,6 +63,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     steps = plan.num_steps * config.trainer.max_epochs
     num_steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
     method = _method(config, source, objective, tokenizer, chosen.name, num_steps)
+    method.notices += chosen.notices
     return Parts(source, tokenizer, template, data, chosen, trainer, examination, plan, num_steps, method)
 
 
@@ -72,6 +75,7 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     problems.found += _clashes(config)
     source: Source = instantiate(config.model)
     problems.none_in(source.check)
+    problems.found += _kernel_problems(config, source)
     objective = problems.none_in(lambda: made(config.objective, "objective"))
     settings = problems.none_in(lambda: made(config.evaluation, "evaluation"))
     data = problems.none_in(lambda: made(config.data, "data"))
@@ -97,6 +101,18 @@ def _clashes(config: DictConfig) -> Iterator[str]:
     name = config.method._target_.rpartition(".")[2]
     if config.data.get("packing") and not method.packs:
         yield f"data.packing is true: {name} cannot share a row among samples; set data.packing=false"
+
+
+def _kernel_problems(config: DictConfig, source: Source) -> Iterator[str]:
+    """What the device or the installation lacks for the kernels that are asked for."""
+    device = _device(config)
+    if source.liger:
+        yield from liger.problems(device)
+    if source.attention == "flash_attention_2" and not (device == "cuda" and is_flash_attn_2_available()):
+        yield (
+            "model.attention is flash_attention_2: it needs a GPU and the package flash-attn; give sdpa, which has "
+            "torch's own flash kernels, for packed rows, too"
+        )
 
 
 def _rehearsal(config: DictConfig, source: Source, objective: Objective) -> Method:
@@ -237,5 +253,7 @@ def _method(
         base_dtype=stored,
         num_steps=num_steps,
         tokenizer=tokenizer,
+        compile=source.compile,
+        liger=source.liger,
     )
     return cast(Method, made(config.method, "method", ingredients))

@@ -96,7 +96,8 @@ class Examination(Callback):
                 assert module.network is not None
                 is_sharded = isinstance(trainer.strategy, Sharded)
                 share = Share(trainer.global_rank, trainer.world_size, in_step=is_sharded)
-                scores = self._examine(module.network, share=share)
+                with module.as_written():
+                    scores = self._examine(module.network, share=share)
                 metrics |= {f"test/{name}": value for name, value in scores.metrics.items()}
                 answers = scores.answers
         module.train()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ class Precision(NamedTuple):
 
     name: str
     reason: str
+    notices: Sequence[str] = ()
 
 
 def check(requested: str, *, device: str) -> None:
@@ -42,7 +45,8 @@ def check(requested: str, *, device: str) -> None:
 def choose(requested: str, *, device: str, num_parameters: int) -> Precision:
     """The precision for ``requested`` (``auto`` or one of Lightning's) on ``device`` (cuda, cpu, mps)."""
     if requested != "auto":
-        return Precision(ALIASES.get(requested, requested), "as asked")
+        name = ALIASES.get(requested, requested)
+        return Precision(name, "as asked", _slowness(name) if device == "cpu" else ())
     if device == "cuda":
         name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -56,11 +60,44 @@ def choose(requested: str, *, device: str, num_parameters: int) -> Precision:
 def _for_cpu(num_parameters: int) -> Precision:
     if num_parameters < SMALL:
         return Precision("32-true", "a small network on a CPU is as fast in float32")
-    if torch.cpu._is_amx_tile_supported():
-        return Precision("bf16-mixed", "this CPU multiplies bfloat16 matrices in hardware (AMX)")
-    if torch.cpu._is_avx512_bf16_supported():
-        return Precision("bf16-mixed", "this CPU multiplies bfloat16 in hardware (AVX-512)")
+    if unit := _multiplies_bfloat16():
+        return Precision("bf16-mixed", f"this CPU multiplies bfloat16 in hardware ({unit})")
     return Precision("32-true", "this CPU has no bfloat16 hardware")
+
+
+def _multiplies_bfloat16() -> str | None:
+    """The unit by which this CPU does."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def _slowness(name: str) -> list[str]:
+    """How much slower bfloat16 is than float32 where a CPU has no hardware for it, measured."""
+    if name not in ("bf16-mixed", "bf16-true") or _multiplies_bfloat16():
+        return []
+    factor = _seconds_of_product(torch.bfloat16) / _seconds_of_product(torch.float32)
+    return [
+        f"trainer.precision is {name}: this CPU has no bfloat16 hardware; a matrix product takes {factor:.0f} times as "
+        "long as in float32 (measured just now); set trainer.precision=32-true, or auto"
+    ]
+
+
+def _seconds_of_product(dtype: torch.dtype, *, size: int = 256) -> float:
+    """The fastest of three square products."""
+    factor = torch.ones(size, size, dtype=dtype)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        factor @ factor
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def allow_tf32(name: str, *, device: str) -> None:
+    """Let a GPU multiply in TF32 what is left in float32 beside 16-bit products, which have fewer digits still."""
+    if device == "cuda" and not name.startswith(("32", "64")):
+        torch.set_float32_matmul_precision("high")
 
 
 def weights_dtype(precision: str, *, trains_base: bool, stored: torch.dtype) -> WeightsDtype:

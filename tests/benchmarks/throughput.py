@@ -112,7 +112,7 @@ def matrix_weights(overrides: list[str]) -> int:
 
 
 def matmul_rate(precision: str, *, size: int = 1536, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a square product on all threads, in the type that ``precision`` multiplies."""
+    """Floating-point operations a second of a square product on all threads, in the type of ``precision``."""
     import torch
 
     kinds = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "64-true": torch.float64}

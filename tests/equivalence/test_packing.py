@@ -8,7 +8,7 @@ from test_split import validation_losses
 from tiny_runs import largest_difference, weights
 from transformers import AutoModelForCausalLM, Glm4Config, Glm4MoeConfig, GlmConfig, LlamaConfig
 
-from glm_lightning.models import cpu_attention
+from glm_lightning.models import training_attention
 from glm_lightning.objectives.supervised import refuse_leaks, token_sums
 from glm_lightning.types import IGNORE, Batch, UserError
 
@@ -51,7 +51,7 @@ def batch(rows, width):
     return Batch.of(ids, labels, lengths, step_tokens=1, rows=range(len(rows)), position_ids=packed)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", cpu_attention.NAME, "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", training_attention.NAME, "eager"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_loss_and_gradients_are_those_of_single_samples(family, attention):
     made = network(CONFIGS[family], attention)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from glm_lightning.models import cpu_attention
+from glm_lightning.models import cpu_attention, training_attention
 
 SHAPES = [(2, 9, 3, 64, 64), (1, 4, 4, 256, 256), (2, 8, 2, 100, 130), (3, 4, 1, 17, 40), (1, 2, 1, 2, 2)]
 """B, query heads, key heads, queries, keys."""
@@ -80,7 +80,7 @@ def test_a_network_learns_the_same_through_it(tiny_glm: Path, monkeypatch: pytes
     network = AutoModelForCausalLM.from_pretrained(tiny_glm, dtype=torch.bfloat16, attn_implementation="sdpa")
     ids = torch.randint(3, network.config.vocab_size, (3, 24))
     before = step(network, ids)
-    cpu_attention.use(network)
+    training_attention.use(network)
     calls: list[int] = []
     real = cpu_attention.causal
     monkeypatch.setattr(cpu_attention, "causal", lambda *given: (calls.append(1), real(*given))[1])

@@ -46,6 +46,34 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
         precision.check("auto", device="cuda")
 
 
+@pytest.mark.parametrize(
+    ("asked", "has", "notices"), [("bf16", "", 1), ("bf16-true", "", 1), ("bf16", "AMX", 0), ("32", "", 0)]
+)
+def test_bfloat16_without_hardware_for_it_is_told(monkeypatch, asked, has, notices):
+    monkeypatch.setattr(precision, "_multiplies_bfloat16", lambda: has or None)
+    seconds = {torch.bfloat16: 0.42, torch.float32: 0.01}
+    monkeypatch.setattr(precision, "_seconds_of_product", lambda dtype: seconds[dtype])
+    chosen = precision.choose(asked, device="cpu", num_parameters=10**9)
+    assert len(chosen.notices) == notices
+    assert all("takes 42 times as long as in float32 (measured" in notice for notice in chosen.notices)
+    assert not precision.choose(asked, device="cuda", num_parameters=1).notices
+
+
+def test_a_product_is_timed():
+    assert 0 < precision._seconds_of_product(torch.float32) < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [("bf16-mixed", "cuda", "high"), ("32-true", "cuda", "highest"), ("bf16-mixed", "cpu", "highest")],
+)
+def test_tf32_only_where_fewer_digits_are_kept_anyway(monkeypatch, name, device, expected):
+    said = ["highest"]
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    precision.allow_tf32(name, device=device)
+    assert said[-1] == expected
+
+
 def test_what_is_asked_for_is_taken():
     assert precision.choose("64-true", device="cuda", num_parameters=1).name == "64-true"
 

@@ -15,12 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from glm_lightning.models import cpu_attention
-from glm_lightning.models.cpu_attention import as_autocast
+from glm_lightning.models import cpu_attention, training_attention
 from glm_lightning.models.prefix.encoder import PrefixEncoder
 from glm_lightning.types import UserError
 
-ATTENTION = {"sdpa": "sdpa_prefix", cpu_attention.NAME: "sdpa_prefix", "eager": "eager_prefix"}
+ATTENTION = {"sdpa": "sdpa_prefix", training_attention.NAME: "sdpa_prefix", "eager": "eager_prefix"}
 """The attention implementations that a prefix can be put before, and the names under which ours are registered."""
 
 _ENCODER = "prefix_encoder"
@@ -105,7 +104,7 @@ def _sdpa(
     key, value, attention_mask = _in_front(prefix, module, key, value, attention_mask)
     if causal or (packed is not None and _is_causal(module, kwargs)):
         # the triangle's own dispatch comes before autocast's, and wants one type
-        query, key, value = (as_autocast(states) for states in (query, key, value))
+        query, key, value = (training_attention.as_autocast(states) for states in (query, key, value))
         if not kwargs.get("dropout") and cpu_attention.fits(query, key, value, packed):
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
             return cpu_attention.causal(query, key, value, scaling, packed), None
