@@ -14,7 +14,6 @@ from glm_lightning.models import compiling
 from glm_lightning.objectives.sft import SFT
 from glm_lightning.types import IGNORE, Batch, UserError
 
-
 # what torch's tracer does inside is warned of by torch itself
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning"
