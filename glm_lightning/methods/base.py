@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from glm_lightning import optim
 from glm_lightning.methods import layers, quantized, tracing
+from glm_lightning.methods.counters import recount
 from glm_lightning.models import compiling, liger, training_attention
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.objectives.base import Objective
@@ -384,7 +385,7 @@ class Method(pl.LightningModule, ABC):
         ]
         if problems:
             raise UserError(problems)
-        _recount(checkpoint, self.trainer.accumulate_grad_batches)
+        recount(checkpoint, self.trainer.accumulate_grad_batches)
 
 
 def _widen(network: nn.Module) -> None:
@@ -392,17 +393,3 @@ def _widen(network: nn.Module) -> None:
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
-
-
-def _recount(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Count the steps done in micro-batches of this run: other devices or another budget split steps differently.
-
-    Checkpoints fall between steps, so ``ready`` is a whole number of steps; the other counters follow it.
-    """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        steps, rest = divmod(counts["ready"], checkpoint["accumulate_grad_batches"])
-        assert rest == 0, "a checkpoint inside a step"
-        shift = steps * accumulate - counts["ready"]
-        for name in counts:
-            counts[name] += shift
