@@ -78,9 +78,20 @@ def flash_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, starts: Tensor, longest: int) -> Tensor:
     """Samples of packed rows by torch's variable-length flash kernel: (B, h, T, D) to (B, T, h, D)."""
-    flat = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
-    output = varlen_attn(*flat, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=True)
-    return cast(Tensor, output).unflatten(0, (query.shape[0], query.shape[2]))
+    flat_query, flat_key, flat_value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    output: Any = varlen_attn(
+        flat_query,
+        flat_key,
+        flat_value,
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=True,
+    )
+    return cast(Tensor, output.unflatten(0, (query.shape[0], query.shape[2])))
 
 
 AttentionInterface.register(NAME, _attention)
