@@ -6,6 +6,7 @@ Shapes: ``B`` rows of a micro-batch, ``T`` positions of a row, ``H`` hidden size
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +60,13 @@ class Message:
     def learned(self) -> bool:
         """Whether the loss sees this turn."""
         return self.role == "assistant" if self.learn is None else self.learn
+
+    @property
+    def said(self) -> str:
+        """Content, and each call as JSON on a line of its own; reasoning is left out."""
+        calls = ({"name": call.name, "arguments": call.arguments} for call in self.tool_calls)
+        lines = [json.dumps(call, ensure_ascii=False) for call in calls]
+        return "\n".join([self.content, *lines] if self.content else lines)
 
 
 @dataclass(frozen=True, slots=True)

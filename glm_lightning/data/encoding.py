@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from glm_lightning.data.reading import Problems
-from glm_lightning.data.truncation import fitted
+from glm_lightning.data.truncation import by_rounds, fitted
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import IGNORE, Conversation, Sample, Segment, UserError
@@ -139,21 +139,17 @@ class Encoder:
         """Fewer rounds; if the fewest possible are still too long, shorter texts."""
         messages = view.conversation.messages
         last_learned = max((i for i, message in enumerate(messages) if message.learned), default=len(messages))
-        starts = [i for i, message in enumerate(messages[:last_learned]) if message.role == "user"]
-        system = messages[:1] if messages[0].role == "system" else ()
+        kept = by_rounds(messages, before=last_learned)
 
         @functools.cache
-        def from_round(number: int) -> tuple[list[Segment], list[list[int]]]:
-            newest = messages[starts[number] :] if starts else messages[len(system) :]
-            kept = replace(view.conversation, messages=(*system, *newest))
-            segments = self._template.render(kept)[-1]
+        def rendered(number: int) -> tuple[list[Segment], list[list[int]]]:
+            segments = self._template.render(replace(view.conversation, messages=kept[number]))[-1]
             return segments, self._ids([segments])[0]
 
         def fits(number: int) -> bool:
-            return sum(map(len, from_round(number)[1])) <= self._max_length
+            return sum(map(len, rendered(number)[1])) <= self._max_length
 
-        fewest = max(len(starts) - 1, 0)
-        segments, pieces = from_round(bisect.bisect_left(range(fewest), True, key=fits))
+        segments, pieces = rendered(bisect.bisect_left(range(len(kept) - 1), True, key=fits))
         return segments, fitted(segments, pieces, max_length=self._max_length)
 
 

@@ -16,10 +16,20 @@ import bisect
 from collections.abc import Sequence
 
 from glm_lightning.data.judging.kinds import Fault
-from glm_lightning.types import Segment, UserError
+from glm_lightning.types import Message, Segment, UserError
 
 STUB = 32
 """Tokens of a text around an answer that are kept before the answer itself is cut."""
+
+
+def by_rounds(messages: Sequence[Message], *, before: int) -> list[tuple[Message, ...]]:
+    """The turns, and what stays of them when the oldest rounds are left out one by one, the system turn apart.
+
+    The last of them begins with the last user's turn in front of number ``before`` (step 1 of this module).
+    """
+    system = tuple(messages[:1]) if messages and messages[0].role == "system" else ()
+    starts = [i for i, message in enumerate(messages[:before]) if message.role == "user"]
+    return [(*system, *messages[start:]) for start in starts] or [tuple(messages)]
 
 
 def fitted(segments: Sequence[Segment], pieces: Sequence[list[int]], *, max_length: int) -> list[list[int]]:

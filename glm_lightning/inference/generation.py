@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import itertools
-import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, PreTrainedModel
+from transformers.distributed.fsdp import is_fsdp_managed_module
 
+from glm_lightning.inference.sampling import GREEDY, Chooser, Sampling
 from glm_lightning.inference.soft_prompts import embedded, soft_prompt
 from glm_lightning.models.modes import evaluating
+from glm_lightning.types import UserError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -36,34 +32,74 @@ class Answer:
 
 def generate(
     network: Any,
-    prompts: list[list[int]],
+    prompts: Sequence[list[int]],
     *,
     stop_ids: Collection[int],
     pad_id: int,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
+    sampling: Sampling = GREEDY,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """Answer every prompt, in the order of the prompts; ``network`` is a transformers or a PEFT model.
 
-    Temperature 0 is greedy. Sampling leaves torch's own random state as it was; ``seed`` (None: a fresh one) and the
-    batches decide what is drawn. ``progress`` is called with the number of prompts answered since its last call.
+    In float32 an answer does not depend on the batches; what a prompt draws depends on the seed and its place only.
+    ``progress`` is called with the number of prompts answered since its last call.
+
+    Raises:
+        UserError: a prompt is as long as the network's context or longer.
     """
-    config = _config(stop_ids, pad_id, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    # Longest first: what does not fit into memory fails at once; neighbours in length share a batch, little is padding.
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: dict[int, Answer] = {}
-    with evaluating(network), _only(network, config), _random_state(network, seed, sampled=temperature > 0):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            new_ids = _generate_batch(network, [prompts[i] for i in rows], pad_id)
-            answers.update((i, _answer(ids, stop_ids)) for i, ids in zip(rows, new_ids, strict=True))
-            if progress:
-                progress(len(rows))
-    return [answers[i] for i in range(len(prompts))]
+    for rows in batches([len(prompt) for prompt in prompts], batch_size):
+        found = answer(
+            network,
+            [prompts[row] for row in rows],
+            draws=rows,
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            progress=progress,
+        )
+        answers.update(zip(rows, found, strict=True))
+    return [answers[row] for row in range(len(prompts))]
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Places of the prompts that are answered together.
+
+    Longest first: what does not fit into memory fails at once; neighbours in length share a batch, little is padding.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def answer(
+    network: Any,
+    prompts: Sequence[list[int]],
+    *,
+    draws: Sequence[int],
+    stop_ids: Collection[int],
+    pad_id: int,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Answer one batch of prompts; ``draws`` are the numbers by which each draws its own, see `Chooser`."""
+    said: list[list[int]] = [[] for _ in prompts]
+    going = len(prompts)
+    limits = _limits(network, prompts, max_new_tokens)
+    choose = Chooser(sampling, draws, network.device)
+    with evaluating(network):
+        for tokens in _steps(network, prompts, choose=choose, stop_ids=stop_ids, pad_id=pad_id, limits=limits):
+            if progress and len(tokens) < going:
+                progress(going - len(tokens))
+            going = len(tokens)
+            for row, token in tokens.items():
+                said[row].append(token)
+    if progress and going:
+        progress(going)
+    return [_answer(ids, stop_ids) for ids in said]
 
 
 def stream(
@@ -73,17 +109,18 @@ def stream(
     tokenizer_decode: Callable[[list[int]], str],
     stop_ids: Collection[int],
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
+    sampling: Sampling = GREEDY,
+    draw: int = 0,
 ) -> Iterator[str]:
     """Yield the answer to one prompt as text, in pieces that are whole characters and together the whole answer.
 
-    Ends before the first stop token. Sampling draws from a generator of its own; ``seed`` None takes a fresh one.
+    Ends before the first stop token. ``draw`` is the number by which it draws its own, see `Chooser`: 0 is what
+    `generate` gives for its first prompt.
     """
-    choose = _chooser(network.device, temperature=temperature, top_p=top_p, seed=seed)
-    tokens = _tokens(network, prompt_ids, max_new_tokens=max_new_tokens, choose=choose)
-    yield from pieces(itertools.takewhile(lambda token: token not in stop_ids, tokens), tokenizer_decode)
+    limits = _limits(network, [prompt_ids], max_new_tokens)
+    choose = Chooser(sampling, [draw], network.device)
+    steps = _steps(network, [prompt_ids], choose=choose, stop_ids=stop_ids, pad_id=0, limits=limits)
+    yield from pieces((step[0] for step in steps if step[0] not in stop_ids), tokenizer_decode)
 
 
 def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
@@ -104,108 +141,148 @@ def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterato
         yield after[len(before) :]
 
 
-def _config(
-    stop_ids: Collection[int], pad_id: int, *, max_new_tokens: int, temperature: float, top_p: float
-) -> GenerationConfig:
-    # top_k: unset would mean transformers' 50.
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=pad_id, use_cache=True, **sampling
-    )
-
-
-def _generate_batch(network: Any, prompts: list[list[int]], pad_id: int) -> list[list[int]]:
-    soft = soft_prompt(network)
-    if soft is not None:
-        base = _base(network)
-        with torch.no_grad():
-            return base.generate(**embedded(base, soft, prompts, pad_id=pad_id)).tolist()  # type: ignore[no-any-return]
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    input_ids = torch.tensor([[pad_id] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
-    attention_mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
-    output: Tensor = network.generate(
-        input_ids=input_ids.to(network.device), attention_mask=attention_mask.to(network.device)
-    )
-    new_ids: list[list[int]] = output[:, longest:].tolist()
-    return new_ids
-
-
 def _answer(ids: list[int], stop_ids: Collection[int]) -> Answer:
-    end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
-    return Answer(ids[:end], finished=end is not None)
+    finished = bool(ids) and ids[-1] in stop_ids
+    return Answer(ids[:-1] if finished else ids, finished)
 
 
-def _tokens(
-    network: Any, prompt_ids: list[int], *, max_new_tokens: int, choose: Callable[[Tensor, Tensor], Tensor]
-) -> Iterator[int]:
-    # The loop of transformers' generate, for one row; a thread and a queue would be needed to get at its tokens.
-    ids = torch.tensor([prompt_ids], device=network.device)
-    cache = DynamicCache(config=_base(network).config)
-    for position in range(max_new_tokens):
-        logits = _next_logits(network, ids, cache, first=position == 0)
-        token = choose(ids, logits)
-        ids = torch.cat([ids, token], dim=1)
-        yield int(token)
+def context_of(network: Any) -> int | None:
+    """How many tokens a prompt and its answer may have together; None if nothing says so."""
+    longest = getattr(_base(network).config, "max_position_embeddings", None)
+    soft = soft_prompt(network)
+    return longest if longest is None or soft is None else longest - len(soft)
 
 
-# A decorator of the single step, not a block around the loop: the caller's grad mode and training mode are its own
-# between two tokens.
-@torch.no_grad()
-def _next_logits(network: Any, ids: Tensor, cache: DynamicCache, *, first: bool) -> Tensor:
-    base, soft = _base(network), soft_prompt(network)
-    with evaluating(network):
-        # PEFT's own would put soft tokens in front, too, and drop positions.
-        inputs = (network if soft is None else base).prepare_inputs_for_generation(
-            ids,
-            next_sequence_length=None if first else 1,
-            cache=cache,
-            is_first_iteration=first,
-            use_cache=True,
+def _limits(network: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
+    """How many tokens each answer may have: no more than the context has room for.
+
+    Raises:
+        UserError: a prompt leaves no room.
+    """
+    context, longest = context_of(network), max(map(len, prompts), default=0)
+    if context is not None and longest >= context:
+        raise UserError(
+            f"a prompt has {longest:,} tokens, and the model's context of {context:,} must hold its answer, too; "
+            "shorten it"
         )
-        if first and soft is not None:
-            inputs |= {"input_ids": None, "inputs_embeds": torch.cat([soft, base.get_input_embeddings()(ids[0])])[None]}
-        logits: Tensor = base(**inputs, return_dict=True).logits
-    return logits[:, -1].float()
+    return [max_new_tokens if context is None else min(max_new_tokens, context - len(prompt)) for prompt in prompts]
 
 
-def _chooser(
-    device: torch.device, *, temperature: float, top_p: float, seed: int | None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    if temperature <= 0:
-        return lambda ids, logits: logits.argmax(dim=-1, keepdim=True)
-    # Any: transformers asks for LongTensor, which no torch function is declared to give.
-    warp: Any = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)])
-    generator = torch.Generator(device).manual_seed(_fresh(seed))
-    return lambda ids, logits: torch.multinomial(warp(ids, logits).softmax(dim=-1), 1, generator=generator)
+def _steps(
+    network: Any,
+    prompts: Sequence[list[int]],
+    *,
+    choose: Chooser,
+    stop_ids: Collection[int],
+    pad_id: int,
+    limits: Sequence[int],
+) -> Iterator[dict[int, int]]:
+    """The next token of each row that goes on, step by step, up to its stop token or its limit.
+
+    The loop of transformers' generate, whose tokens only a thread and a queue would give away, and whose rows all go on
+    until the last one ends.
+    """
+    if not prompts:
+        return
+    running, is_shared = _Running(network, prompts, pad_id), _is_shared(network)
+    rows: list[int | None] = list(range(len(prompts)))
+    for step in itertools.count(1):
+        tokens = choose(running.next_logits())
+        chosen = dict(zip(rows, tokens.tolist(), strict=True))
+        chosen.pop(None, None)
+        yield {row: token for row, token in chosen.items() if row is not None}
+        going = [
+            place
+            for place, row in enumerate(rows)
+            if row is not None and chosen[row] not in stop_ids and step < limits[row]
+        ]
+        if not _someone(going, is_shared, tokens.device):
+            return
+        running.append(tokens)
+        if not going:  # the last row goes on unheard, for the other ranks need this one's part of the network
+            going, rows = [0], [None] * len(rows)
+        if len(going) < len(rows):
+            running.keep(going)
+            choose.keep(going)
+            rows = [rows[place] for place in going]
 
 
-def _fresh(seed: int | None) -> int:
-    return secrets.randbits(63) if seed is None else seed
+def _is_shared(network: Any) -> bool:
+    """Whether several ranks hold parts of the network: then each runs as many forward passes as the others."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return several and is_fsdp_managed_module(_base(network))
+
+
+def _someone(going: Sequence[int], is_shared: bool, device: torch.device) -> bool:
+    """Whether rows go on, here or on another rank of a network that is shared."""
+    if not is_shared:
+        return bool(going)
+    mark = torch.tensor(len(going), device=device)
+    dist.all_reduce(mark)
+    return bool(mark)
+
+
+@final
+class _Running:
+    """Rows on their way from prompt to answer, padded on the left, and their cache."""
+
+    def __init__(self, network: Any, prompts: Sequence[list[int]], pad_id: int) -> None:
+        self._network, self._base = network, _base(network)
+        self._soft = soft_prompt(network)
+        in_front = [pad_id] * (0 if self._soft is None else len(self._soft))
+        longest = max(map(len, prompts), default=0)
+        padding = [longest - len(prompt) for prompt in prompts]
+        rows = [[pad_id] * pad + in_front + prompt for pad, prompt in zip(padding, prompts, strict=True)]
+        mask = [[0] * pad + [1] * (len(row) - pad) for pad, row in zip(padding, rows, strict=True)]
+        self._ids = torch.tensor(rows, device=self._base.device)
+        self._mask = torch.tensor(mask, device=self._base.device)
+        self._cache = DynamicCache(config=self._base.config)
+        self._takes = inspect.signature(self._base.forward).parameters
+        self._is_first = True
+
+    # A decorator of the single step, not a block around the loop: the caller's grad mode and training mode are its own
+    # between two tokens.
+    @torch.no_grad()
+    def next_logits(self) -> Tensor:
+        """Logits (B, V) behind the last token of each row."""
+        with evaluating(self._network):
+            inputs = self._base.prepare_inputs_for_generation(
+                self._ids,
+                next_sequence_length=None if self._is_first else 1,
+                cache=self._cache,
+                attention_mask=self._mask,
+                is_first_iteration=self._is_first,
+                use_cache=True,
+                **self._wanted(),
+            )
+            logits: Tensor = self._base(**inputs, return_dict=True).logits
+        self._is_first = False
+        return logits[:, -1].float()
+
+    def append(self, tokens: Tensor) -> None:
+        """Put the next token (B,) behind each row."""
+        self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows only."""
+        places = torch.tensor(rows, device=self._ids.device)
+        self._ids, self._mask = self._ids[places], self._mask[places]
+        self._cache.batch_select_indices(places)
+
+    def _wanted(self) -> dict[str, Any]:
+        """What only some architectures take, or only the first step needs."""
+        inputs: dict[str, Any] = {}
+        if "position_ids" in self._takes:
+            positions = self._base._prepare_position_ids_for_generation(self._ids, {"attention_mask": self._mask})
+            inputs |= {} if positions is None else {"position_ids": positions}
+        if "logits_to_keep" in self._takes:
+            inputs["logits_to_keep"] = 1  # else a long prompt's first step would hold all logits
+        if self._is_first and self._soft is not None:
+            inputs["inputs_embeds"] = embedded(self._base, self._soft, self._ids, self._mask)
+        return inputs
 
 
 def _base(network: Any) -> Any:
     # The other kind is a PeftModel; asking for that by name would load peft for those who do not use it.
     return network if isinstance(network, PreTrainedModel) else network.get_base_model()
-
-
-@contextlib.contextmanager
-def _only(network: Any, config: GenerationConfig) -> Iterator[None]:
-    # An argument of generate is not enough: what it leaves unset, transformers takes from the model's own.
-    base = _base(network)
-    original = base.generation_config
-    base.generation_config = config
-    try:
-        yield
-    finally:
-        base.generation_config = original
-
-
-@contextlib.contextmanager
-def _random_state(network: Any, seed: int | None, *, sampled: bool) -> Iterator[None]:
-    # transformers draws from the global generator; whoever trains with it must not notice.
-    devices = [network.device] if network.device.type == "cuda" else []
-    with torch.random.fork_rng(devices, enabled=sampled):
-        if sampled:
-            torch.manual_seed(_fresh(seed))
-        yield

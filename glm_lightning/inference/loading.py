@@ -13,9 +13,10 @@ from glm_lightning import templates, tokenizers
 from glm_lightning.config import command
 from glm_lightning.data.encoding import Encoder
 from glm_lightning.inference import adapters
-from glm_lightning.inference.generation import generate, stream
+from glm_lightning.inference.generation import context_of, generate, stream
 from glm_lightning.inference.messages import Definitions, Turns, conversation
 from glm_lightning.inference.prompts import prompt_ids
+from glm_lightning.inference.sampling import Sampling
 from glm_lightning.models import Source, prefix
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.quiet import quiet
@@ -42,6 +43,11 @@ class GLM:
     def stop_ids(self) -> list[int]:
         """Ids that end an answer."""
         return [self.tokenizer.control_id(name) for name in self.template.stop_tokens]
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None if nothing says so."""
+        return context_of(self.model)
 
     def encode(self, messages: Turns, tools: Definitions | None = None) -> list[Sample]:
         """The training view: ids and labels (`types.IGNORE` where nothing is learned) of each sample."""
@@ -73,9 +79,7 @@ class GLM:
             stop_ids=self.stop_ids,
             pad_id=self.tokenizer.pad_id,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
+            sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
         )
         return self.template.clean(self.tokenizer.decode(answer.ids), thinking=thinking, tools=tools or ())
 
@@ -100,9 +104,7 @@ class GLM:
             tokenizer_decode=self.tokenizer.decode,
             stop_ids=self.stop_ids,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
+            sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
         )
         started = False
         for piece in pieces:

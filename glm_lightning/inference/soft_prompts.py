@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,15 +23,9 @@ def soft_prompt(network: Any) -> Tensor | None:
     return None if switched_off else network.get_prompt(batch_size=1)[0]
 
 
-def embedded(base: Any, soft: Tensor, prompts: list[list[int]], *, pad_id: int) -> dict[str, Tensor]:
-    """Embeddings (B, P + T, H) and mask (B, P + T) of ``prompts``, padded in front of the soft tokens."""
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    filler = [pad_id] * len(soft)
-    rows = [[pad_id] * pad + filler + prompt for pad, prompt in zip(padding, prompts, strict=True)]
-    embeddings = base.get_input_embeddings()(torch.tensor(rows, device=base.device)).clone()
-    mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=base.device)
-    for row, pad in enumerate(padding):
-        embeddings[row, pad : pad + len(soft)] = soft
-        mask[row, :pad] = 0
-    return {"inputs_embeds": embeddings, "attention_mask": mask}
+def embedded(base: Any, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Embeddings (B, T, H) of rows that are padded on the left, with ``soft`` in place of their first real ids."""
+    embeddings: Tensor = base.get_input_embeddings()(input_ids).clone()
+    for row, start in enumerate((attention_mask == 0).sum(dim=1).tolist()):
+        embeddings[row, start : start + len(soft)] = soft
+    return embeddings

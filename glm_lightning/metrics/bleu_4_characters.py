@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Sequence
 
+from glm_lightning.metrics import Statistics, means, texts
+from glm_lightning.types import Message
 
-def score(predictions: list[str], references: list[str]) -> dict[str, float]:
+
+def statistics(predictions: Sequence[Message], references: Sequence[Message]) -> Statistics:
     """BLEU-4 over characters times 100, the mean over the pairs.
 
     Source: THUDM/ChatGLM-6B and THUDM/ChatGLM2-6B, ptuning/main.py. Not comparable with `bleu` (of the whole corpus)
     nor with `bleu_4_words` (not times 100).
     """
-    pairs = zip(predictions, references, strict=True)
+    pairs = zip(*texts(predictions, references), strict=True)
     scores = [sentence_bleu(list(prediction), list(reference)) for prediction, reference in pairs]
-    return {"bleu_4_characters": 100 * statistics.fmean(scores)}
+    return means({"bleu_4_characters": [100 * score for score in scores]})
+
+
+def fits(references: Sequence[Message]) -> bool:
+    """For comparisons with published figures; to be asked for by name."""
+    return False
 
 
 def sentence_bleu(prediction: Sequence[str], reference: Sequence[str]) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
 
+from glm_lightning.metrics import Statistics, means, texts
 from glm_lightning.metrics.bleu_4_characters import sentence_bleu
+from glm_lightning.types import Message
 
 
-def score(predictions: list[str], references: list[str]) -> dict[str, float]:
+def statistics(predictions: Sequence[Message], references: Sequence[Message]) -> Statistics:
     """BLEU-4 over words, from 0 to 1, the mean over the pairs.
 
     Source: THUDM/ChatGLM3, finetune_demo/finetune_hf.py, and THUDM/GLM-4, finetune/finetune.py. Not comparable with
@@ -15,6 +17,16 @@ def score(predictions: list[str], references: list[str]) -> dict[str, float]:
     """
     import rjieba
 
-    pairs = zip(predictions, references, strict=True)
-    scores = [sentence_bleu(rjieba.cut(prediction), rjieba.cut(reference)) for prediction, reference in pairs]
-    return {"bleu_4_words": statistics.fmean(scores)}
+    pairs = zip(*texts(predictions, references), strict=True)
+    return means(
+        {
+            "bleu_4_words": [
+                sentence_bleu(rjieba.cut(prediction), rjieba.cut(reference)) for prediction, reference in pairs
+            ]
+        }
+    )
+
+
+def fits(references: Sequence[Message]) -> bool:
+    """For comparisons with published figures; to be asked for by name."""
+    return False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
+
+from glm_lightning.metrics import Statistics, means, percent, texts
+from glm_lightning.types import Message
 
 
-def score(predictions: list[str], references: list[str]) -> dict[str, float]:
+def statistics(predictions: Sequence[Message], references: Sequence[Message]) -> Statistics:
     """Percentage of answers that equal their reference, spaces around them aside."""
-    pairs = zip(predictions, references, strict=True)
-    return {
-        "exact_match": 100
-        * statistics.fmean(prediction.strip() == reference.strip() for prediction, reference in pairs)
-    }
+    pairs = zip(*texts(predictions, references), strict=True)
+    return means({"exact_match": [percent(prediction.strip() == reference.strip()) for prediction, reference in pairs]})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
+
+from glm_lightning.metrics import Statistics, means, texts
+from glm_lightning.types import Message
 
 
-def score(predictions: list[str], references: list[str]) -> dict[str, float]:
+def statistics(predictions: Sequence[Message], references: Sequence[Message]) -> Statistics:
     """ROUGE-1, ROUGE-2 and ROUGE-L as F1 times 100, each the mean over the pairs.
 
     An empty text scores 0; words are those of ``words``. Source: Lin, ROUGE: A Package for Automatic Evaluation of
@@ -15,9 +18,10 @@ def score(predictions: list[str], references: list[str]) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Words())
-    pairs = [scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)]
+    said = zip(*texts(predictions, references), strict=True)
+    pairs = [scorer.score(reference, prediction) for prediction, reference in said]
     kinds = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    return {name: 100 * statistics.fmean(pair[kind].fmeasure for pair in pairs) for name, kind in kinds.items()}
+    return means({name: [100 * pair[kind].fmeasure for pair in pairs] for name, kind in kinds.items()})
 
 
 def words(text: str) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Sequence
 
+from glm_lightning.metrics import Statistics, means, texts
+from glm_lightning.types import Message
 
-def score(predictions: list[str], references: list[str]) -> dict[str, float]:
+
+def statistics(predictions: Sequence[Message], references: Sequence[Message]) -> Statistics:
     """ROUGE-1, ROUGE-2 and ROUGE-L as F1 times 100 over words, punctuation included, each the mean over the pairs.
 
     Repeated words count once in ROUGE-1 and ROUGE-2, every time in ROUGE-L. An empty text scores 0. Source: the package
@@ -16,15 +18,25 @@ def score(predictions: list[str], references: list[str]) -> dict[str, float]:
     import rjieba
 
     pairs = [
-        (rjieba.cut(prediction), rjieba.cut(reference))
-        for prediction, reference in zip(predictions, references, strict=True)
+        (_words(rjieba.cut(prediction)), _words(rjieba.cut(reference)))
+        for prediction, reference in zip(*texts(predictions, references), strict=True)
     ]
-    words = [([w for w in one if w.strip()], [w for w in other if w.strip()]) for one, other in pairs]
-    return {
-        "rouge_chinese_1": 100 * statistics.fmean(_of_grams(*pair, size=1) for pair in words),
-        "rouge_chinese_2": 100 * statistics.fmean(_of_grams(*pair, size=2) for pair in words),
-        "rouge_chinese_l": 100 * statistics.fmean(_of_subsequence(*pair) for pair in words),
-    }
+    return means(
+        {
+            "rouge_chinese_1": [100 * _of_grams(*pair, size=1) for pair in pairs],
+            "rouge_chinese_2": [100 * _of_grams(*pair, size=2) for pair in pairs],
+            "rouge_chinese_l": [100 * _of_subsequence(*pair) for pair in pairs],
+        }
+    )
+
+
+def fits(references: Sequence[Message]) -> bool:
+    """For comparisons with published figures; to be asked for by name."""
+    return False
+
+
+def _words(pieces: Sequence[str]) -> list[str]:
+    return [word for word in pieces if word.strip()]
 
 
 def _of_grams(prediction: Sequence[str], reference: Sequence[str], *, size: int) -> float:

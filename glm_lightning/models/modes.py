@@ -15,7 +15,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     Module by module: a method may hold parts of a network in evaluation mode while it trains the others.
     """
     training = [module for module in network.modules() if module.training]
-    network.eval()
+    if training:
+        network.eval()
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -90,19 +89,16 @@ class Template(ABC):
 
     def clean(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> str:
         """The answer in a generated ``text`` without its reasoning; tool calls as JSON, a line each. See `parse`."""
-        message = self.parse(text, thinking=thinking, tools=tools)
-        calls = ({"name": call.name, "arguments": call.arguments} for call in message.tool_calls)
-        lines = [json.dumps(call, ensure_ascii=False) for call in calls]
-        return "\n".join([message.content, *lines] if message.content else lines)
+        return self.parse(text, thinking=thinking, tools=tools).said
 
-    def expected(self, conversation: Conversation) -> str:
-        """What `clean` makes of the conversation's last answer: what a generated answer is compared with."""
+    def expected(self, conversation: Conversation) -> Message:
+        """What `parse` makes of the conversation's last answer: what a generated answer is compared with."""
         messages = conversation.messages
         last = max(i for i, message in enumerate(messages) if message.role == "assistant")
         alone = (*(replace(m, learn=False) for m in messages[:last]), replace(messages[last], learn=True))
         sample = self.render(replace(conversation, messages=alone))[-1]
         text = "".join(segment.text for segment in sample if segment.learn)
-        return self.clean(text, thinking=self.thinking(messages[last]), tools=conversation.tools)
+        return self.parse(text, thinking=self.thinking(messages[last]), tools=conversation.tools)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from glm_lightning.config import command
-from glm_lightning.evaluation import Answered
+from glm_lightning.evaluation import Record
 from glm_lightning.models.quiet import quiet as quiet_loading
 from glm_lightning.runs import RunFolder
 from glm_lightning.strategies import Sharded
@@ -160,7 +160,7 @@ def _scores(report: dict[str, Any]) -> Table:
     return table
 
 
-def _side_by_side(before: list[Answered], after: list[Answered], count: int) -> Table:
+def _side_by_side(before: list[Record], after: list[Record], count: int) -> Table:
     table = Table(title="answers to test rows", title_justify="left", show_lines=True)
     for name in ("asked", "before", "after"):
         table.add_column(name, overflow="fold", ratio=1)

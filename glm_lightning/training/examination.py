@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from glm_lightning.callbacks import BestAndLast
-from glm_lightning.evaluation import Answered, Scores, Share
+from glm_lightning.evaluation import Record, Scores, Share
 from glm_lightning.files import read_json, write_json
 from glm_lightning.methods.base import Method
 from glm_lightning.runs.checkpoints import load_trained
@@ -42,8 +42,8 @@ class Examination(Callback):
         self._before_file, self._examine, self._samples = before, examine, samples
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
-        self.answers_before: list[Answered] = []
-        self.answers_after: list[Answered] = []
+        self.answers_before: list[Record] = []
+        self.answers_after: list[Record] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find what an earlier part of the run has measured; on_train_start does not come where no step is left."""
@@ -84,10 +84,10 @@ class Examination(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             return self._validate(trainer, module)
 
-    def _measure(self, trainer: pl.Trainer, module: Any) -> tuple[dict[str, float], list[Answered]]:
+    def _measure(self, trainer: pl.Trainer, module: Any) -> tuple[dict[str, float], list[Record]]:
         assert isinstance(module, Method)
         metrics: dict[str, float] = {}
-        answers: list[Answered] = []
+        answers: list[Record] = []
         module.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             if trainer.datamodule.splits.val is not None:  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ class Examination(Callback):
             module.validation_step(trainer.strategy.batch_to_device(batch), index)
         return module.validation_metrics()
 
-    def _log(self, trainer: pl.Trainer, metrics: dict[str, float], answers: list[Answered]) -> None:
+    def _log(self, trainer: pl.Trainer, metrics: dict[str, float], answers: list[Record]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):

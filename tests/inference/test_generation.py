@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig, GlmConfig, GlmForCausalLM
 
 from glm_lightning.inference.generation import Answer, generate, stream
+from glm_lightning.inference.sampling import Sampling
+from glm_lightning.types import UserError
 
 # peft asks transformers for it under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -120,8 +123,10 @@ def test_no_stop_token_means_all_tokens(prompts: list[list[int]]) -> None:
 
 def test_progress_adds_up_and_nothing_to_do_is_nothing_done(prompts: list[list[int]]) -> None:
     calls: list[int] = []
-    generate(random_glm(), prompts, **GREEDY, batch_size=4, progress=calls.append)
-    assert calls == [4, 4, 3]
+    answers = generate(random_glm(), prompts, **GREEDY, batch_size=4, progress=calls.append)
+    assert sum(calls) == len(prompts)
+    # an answer that ends itself is told at once, those that do not with their batch
+    assert len(calls) > 3 or not any(answer.finished for answer in answers)
     assert generate(random_glm(), [], **GREEDY) == []
 
 
@@ -146,30 +151,30 @@ def test_torchs_random_state_is_untouched(
 ) -> None:
     network = random_glm()
     before = torch.get_rng_state()
-    run(network, prompts, temperature=temperature, seed=seed)
+    run(network, prompts, sampling=Sampling(temperature=temperature, seed=seed))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @RUNS
 def test_a_seed_decides_what_is_sampled(prompts: list[list[int]], run: Run) -> None:
     network = random_glm()
-    first, again, other = (run(network, prompts, temperature=5.0, seed=seed) for seed in (7, 7, 8))
+    first, again, other = (run(network, prompts, sampling=Sampling(temperature=5.0, seed=seed)) for seed in (7, 7, 8))
     assert first == again != other
-    assert len({tuple(run(network, prompts, temperature=5.0)) for _ in range(4)}) > 1
+    assert len({tuple(run(network, prompts, sampling=Sampling(temperature=5.0))) for _ in range(4)}) > 1
 
 
 @RUNS
 def test_sampling_keeps_to_the_most_likely_tokens_of_top_p(prompts: list[list[int]], run: Run) -> None:
     network = random_glm()
-    assert run(network, prompts, temperature=1.0, top_p=1e-6, seed=1) == run(network, prompts)
+    narrow = Sampling(temperature=1.0, top_p=1e-6, seed=1)
+    assert run(network, prompts, sampling=narrow) == run(network, prompts)
 
 
 def test_sampling_reaches_beyond_fifty_tokens() -> None:
     network = random_glm()
     prompts = [[5, 6]] * 3000
-    answers = generate(
-        network, prompts, stop_ids=[], pad_id=PAD, max_new_tokens=1, temperature=100.0, seed=0, batch_size=3000
-    )
+    hot = Sampling(temperature=100.0, seed=0)
+    answers = generate(network, prompts, stop_ids=[], pad_id=PAD, max_new_tokens=1, sampling=hot, batch_size=3000)
     assert len({answer.ids[0] for answer in answers}) > 50  # transformers' own default keeps the 50 likeliest
 
 
@@ -214,10 +219,10 @@ class Says:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: list[int]) -> None:
         said = iter(tokens)
 
-        def next_logits(network: Any, ids: torch.Tensor, cache: Any, *, first: bool) -> torch.Tensor:
+        def next_logits(running: Any) -> torch.Tensor:
             return torch.nn.functional.one_hot(torch.tensor([next(said)]), 256).float()
 
-        monkeypatch.setattr("glm_lightning.inference.generation._next_logits", next_logits)
+        monkeypatch.setattr("glm_lightning.inference.generation._Running.next_logits", next_logits)
 
 
 def stream_bytes(monkeypatch: pytest.MonkeyPatch, data: bytes, stop_ids: tuple[int, ...] = ()) -> Iterator[str]:
@@ -258,3 +263,70 @@ def test_a_stream_keeps_spaces_that_a_decoder_drops_at_the_beginning(monkeypatch
         max_new_tokens=3,
     )
     assert "".join(pieces) == "w1 w2 w3"
+
+
+SAMPLED = Sampling(temperature=1.5, top_p=0.9, seed=11)
+
+
+@torch.no_grad()
+def naive_sampled(network: Any, prompt: list[int], row: int, *, max_new_tokens: int) -> Answer:
+    """The whole text through the network for every token; the smallest set of likeliest tokens with 90 percent."""
+    seed = int(numpy.random.SeedSequence([11, row]).generate_state(1, numpy.uint64)[0])
+    generator = torch.Generator().manual_seed(seed)
+    network.eval()
+    ids = list(prompt)
+    for _ in range(max_new_tokens):
+        logits = network(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1] / 1.5
+        likeliest = logits.softmax(-1).sort(descending=True)
+        before = likeliest.values.cumsum(-1) - likeliest.values
+        logits[likeliest.indices[before >= 0.9]] = -torch.inf
+        token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+        if token in STOPS:
+            return Answer(ids[len(prompt) :], finished=True)
+        ids.append(token)
+    return Answer(ids[len(prompt) :], finished=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 100])
+def test_what_is_sampled_depends_on_seed_and_row_only(network: Any, prompts: list[list[int]], batch_size: int) -> None:
+    answers = generate(network, prompts, **GREEDY, sampling=SAMPLED, batch_size=batch_size)
+    assert answers == [naive_sampled(network, each, row, max_new_tokens=20) for row, each in enumerate(prompts)]
+    assert {answer.finished for answer in answers} == {True, False}
+    assert answers != generate(network, prompts, **GREEDY)
+
+
+def test_a_stream_draws_what_a_row_draws(prompts: list[list[int]]) -> None:
+    network = random_glm()
+    answers = generate(network, prompts, **GREEDY, sampling=SAMPLED)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        options: dict[str, Any] = {"stop_ids": STOPS, "max_new_tokens": 20, "sampling": SAMPLED, "draw": row}
+        assert "".join(stream(network, prompt, tokenizer_decode=words, **options)) == words(answer.ids)
+
+
+def test_rows_of_one_prompt_draw_differently() -> None:
+    answers = generate(random_glm(), [[5, 6]] * 4, **GREEDY, sampling=SAMPLED)
+    assert len({tuple(answer.ids) for answer in answers}) == 4
+
+
+def test_draws_are_as_frequent_as_they_are_likely() -> None:
+    network = random_glm()
+    options: dict[str, Any] = {"stop_ids": [], "pad_id": PAD, "max_new_tokens": 1, "batch_size": 4000}
+    answers = generate(network, [[5, 6]] * 4000, **options, sampling=Sampling(temperature=0.7, seed=1))
+    with torch.no_grad():
+        expected = (network.eval()(input_ids=torch.tensor([[5, 6]])).logits[0, -1] / 0.7).softmax(-1)
+    drawn = torch.tensor([answer.ids[0] for answer in answers]).bincount(minlength=64) / 4000
+    assert ((drawn - expected).abs() < 5 * (expected / 4000).sqrt() + 2e-3).all()
+
+
+def test_rows_that_have_ended_are_computed_no_more(prompts: list[list[int]]) -> None:
+    network, seen = random_glm(), []
+    network.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    answers = generate(network, prompts, **GREEDY)
+    lengths = [len(answer.ids) + answer.finished for answer in answers]
+    assert seen == [sum(length > step for length in lengths) for step in range(max(lengths))]
+
+
+def test_what_cannot_be_sampled_is_refused_all_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        Sampling(temperature=float("nan"), top_p=0.0, seed=-1)
+    assert [problem.split(" ")[0] for problem in caught.value.problems] == ["temperature", "top_p", "seed"]
