@@ -142,18 +142,21 @@ def test_answers_are_those_of_a_plain_loop(network: GlmForCausalLM) -> None:
 def test_metrics_compare_answers_with_references(network: GlmForCausalLM) -> None:
     seen: list[tuple[list[str], list[str]]] = []
 
-    def metric(predictions: list[str], references: list[str]) -> dict[str, float]:
-        seen.append((predictions, references))
-        return {"own": 12.5}
+    def statistics(predictions: Sequence[Message], references: Sequence[Message]) -> metrics.Statistics:
+        seen.append(metrics.texts(predictions, references))
+        return metrics.means({"own": [12.5] * 7})
 
-    scores = run(network, metrics=[metric, metrics.find("exact_match")])
+    own = metrics.Metric("own", statistics, lambda references: True)
+    scores = run(network, metrics=[own, metrics.find("exact_match")])
     assert seen == [([a["answer"] for a in scores.answers], [a["reference"] for a in scores.answers])]
     finished = sum(answered["finished"] for answered in scores.answers)
     assert scores.metrics == {"own": 12.5, "exact_match": 0.0, "finished": pytest.approx(100 * finished / 7)}
 
 
 def test_all_known_metrics_come_under_their_names(network: GlmForCausalLM) -> None:
-    ours = {"rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match", "finished"}
+    ours = {"rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "exact_match", "finished"}
+    ours |= {"numeric", "numeric_marked", "tool_calls", "tool_names", "accuracy", "f1_macro"}
+    ours |= {f"f1/{i} 裙子" for i in range(7)}
     of_official_scripts = {"bleu_4_characters", "bleu_4_words", "rouge_chinese_1", "rouge_chinese_2", "rouge_chinese_l"}
     assert set(run(network).metrics) == ours | of_official_scripts
 

@@ -52,42 +52,33 @@ class Ledger:
 
     @classmethod
     def _found(cls, path: Path, key: str) -> dict[int, Reply]:
-        whole, end = _lines(path)
-        os.truncate(path, end)
-        if not whole:
-            _append(path, {"key": key})
+        header, content = _line({"key": key}), path.read_bytes()
+        if header.startswith(content):  # empty, or torn in its first line
+            os.truncate(path, 0)
+            _append(path, header)
             return {}
-        if whole[0].get("key") != key:
+        if not content.startswith(header):
             raise UserError(
-                f"{path}: was begun with another model, other rows or other settings; name another file, or remove this "
-                "one to begin anew"
+                f"{path}: was begun with another model, other rows or other settings; name another file, or remove "
+                "this one to begin anew"
             )
-        return {int(row): Reply(*reply) for line in whole[1:] for row, reply in line["replies"].items()}
+        whole = content[: content.rindex(b"\n") + 1]
+        os.truncate(path, len(whole))
+        batches = map(json.loads, whole[len(header) :].splitlines())
+        return {int(row): Reply(*reply) for batch in batches for row, reply in batch["replies"].items()}
 
     def add(self, replies: Mapping[int, Reply]) -> None:
         """Keep the replies of a batch."""
-        _append(self._path, {"replies": replies})
+        _append(self._path, _line({"replies": replies}))
         self.replies |= replies
 
 
-def _lines(path: Path) -> tuple[list[dict[str, object]], int]:
-    """The whole lines of a file as far as they are JSON, and where they end."""
-    lines, end = [], 0
-    with path.open("rb") as stream:
-        for line in stream:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                lines.pop()
-                break
-            end += len(line)
-    return lines, end
+def _line(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
 
 
-def _append(path: Path, value: object) -> None:
+def _append(path: Path, line: bytes) -> None:
     with path.open("ab") as stream:
-        stream.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        stream.write(line)
         stream.flush()
         os.fsync(stream.fileno())

@@ -69,7 +69,7 @@ def _cut(segments: list[Segment], pieces: list[list[int]], room: int) -> list[li
         return fitted([replace(segment, learn=False) for segment in segments], pieces, max_length=room)
     except UserError:
         raise UserError(
-            f"max_new_tokens leaves {room} tokens of the model's context to a prompt, and the texts of its last exchange "
+            f"max_new_tokens leaves {room} tokens of the model's context to a prompt, and the texts of its last turn "
             "have no room between its control tokens; lower max_new_tokens"
         ) from None
 

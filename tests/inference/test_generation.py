@@ -330,3 +330,24 @@ def test_what_cannot_be_sampled_is_refused_all_at_once() -> None:
     with pytest.raises(UserError) as caught:
         Sampling(temperature=float("nan"), top_p=0.0, seed=-1)
     assert [problem.split(" ")[0] for problem in caught.value.problems] == ["temperature", "top_p", "seed"]
+
+
+def with_context(length: int) -> GlmForCausalLM:
+    network = random_glm()
+    network.config.max_position_embeddings = length
+    return network
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_an_answer_ends_where_the_context_does(prompts: list[list[int]], batch_size: int) -> None:
+    answers = generate(with_context(12), prompts, **GREEDY, batch_size=batch_size)
+    whole = generate(random_glm(), prompts, **GREEDY)
+    for prompt, answer, full in zip(prompts, answers, whole, strict=True):
+        room = 12 - len(prompt)
+        ends = full.finished and len(full.ids) < room
+        assert answer == (full if ends else Answer(full.ids[:room], finished=False))
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(prompts: list[list[int]]) -> None:
+    with pytest.raises(UserError, match="a prompt has 11 tokens, and the model's context of 11"):
+        generate(with_context(11), prompts, **GREEDY)
