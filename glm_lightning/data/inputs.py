@@ -13,7 +13,7 @@ from typing import Any, Self, final
 from glm_lightning.data import reading
 from glm_lightning.data.finding import find, passed_over
 from glm_lightning.data.formats import Format, RowKind
-from glm_lightning.data.formats.recognition import NUM_ROWS, described, named, recognise
+from glm_lightning.data.formats.recognition import NUM_ROWS, described, named, recognise, recognise_questions
 from glm_lightning.data.formats.text import Text
 from glm_lightning.data.hub import HubName
 from glm_lightning.data.reading import Problems, Row
@@ -110,8 +110,8 @@ class Inputs:
     repeated: tuple[Path, ...] = ()
 
     @classmethod
-    def of(cls, sources: Sequence[Source]) -> Self:
-        """Find and, where need be, download and recognise the files of all sources.
+    def of(cls, sources: Sequence[Source], *, asked: bool = False) -> Self:
+        """Find and, where need be, download and recognise the files of all sources; rows ``asked`` may lack answers.
 
         Raises:
             UserError: everything that is not there, stands in sources that differ or has no format that is known.
@@ -126,7 +126,7 @@ class Inputs:
                 for path in source.files():
                     first = files.get(path.resolve())
                     if first is None:
-                        files[path.resolve()] = _file(path, number, source)
+                        files[path.resolve()] = _file(path, number, source, asked=asked)
                     elif first.source == number or source.says_no_more_than(kept[first.source]):
                         repeated.append(path)
                     else:
@@ -251,11 +251,12 @@ def _format(format: str | RowKind[Any] | None) -> RowKind[Any] | None:
     return None if format in (None, AUTO) else named(str(format))
 
 
-def _file(path: Path, number: int, source: Source) -> File:
+def _file(path: Path, number: int, source: Source, *, asked: bool) -> File:
     if source.format is not None:
         return File(path, number, source.format, False, source.encoding)
     problems = Problems()
     rows = list(itertools.islice(reading.read(path, problems, encoding=source.encoding), NUM_ROWS))
     if not rows:
         raise UserError(problems.texts)
-    return File(path, number, recognise(rows, path), True, source.encoding)
+    found = recognise_questions(rows, path) if asked else recognise(rows, path)
+    return File(path, number, found, True, source.encoding)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self, final
 
 from glm_lightning.data.formats.base import Format
-from glm_lightning.data.formats.fields import pairs, text
+from glm_lightning.data.formats.fields import pairs, text, with_answer
 from glm_lightning.types import Conversation, Message
 
 
@@ -50,3 +50,7 @@ class Alpaca(Format):
         question = f"{instruction}\n{extra}" if extra else instruction
         turns = [*history, Message("user", question), Message("assistant", text(row, self.output, faults))]
         return Conversation((Message("system", system), *turns) if system else tuple(turns))
+
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With an output; see `Format.answered`."""
+        return with_answer(row, self.output)

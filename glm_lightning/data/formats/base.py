@@ -70,6 +70,10 @@ class Format(RowKind[Conversation]):
     def conversation(self, row: Mapping[str, Any], faults: list[str]) -> Conversation:
         """Turns and tools of a row. What is wrong with it goes to ``faults``; then the result is not looked at."""
 
+    @abstractmethod
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row itself where it has an answer, or cannot be read; else with a stand-in for the one that it lacks."""
+
     def parse(self, row: Mapping[str, Any], origin: Origin) -> Conversation:
         """The conversation in a row; see `RowKind.parse`."""
         faults: list[str] = []

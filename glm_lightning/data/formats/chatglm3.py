@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
 from glm_lightning.data.formats.base import Format
-from glm_lightning.data.formats.fields import kind, objects, role_of, switch, text, turns_of
+from glm_lightning.data.formats.fields import STAND_IN, kind, objects, role_of, switch, text, turns_of, with_answer_turn
 from glm_lightning.data.formats.tools import call_of, tools_of
 from glm_lightning.data.judging.kinds import Fault
 from glm_lightning.types import Conversation, Message, Role, ToolCall
@@ -69,6 +69,11 @@ class ChatGLM3(Format):
                 named = turn.get("metadata") if role == "assistant" else None
                 messages.append(_with_call(message, named, faults, where=where) if named else message)
         return Conversation(tuple(messages), tools=tools)
+
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With an assistant's turn at the end; see `Format.answered`."""
+        turn = {"role": "assistant", "content": STAND_IN}
+        return with_answer_turn(row, self.conversations, turn, role="role", answers=("assistant",))
 
 
 def _add_call_and_result(

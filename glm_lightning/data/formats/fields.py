@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from glm_lightning.data.judging.kinds import Fault
@@ -21,6 +21,9 @@ _LOOKS_LIKE = {
     "response": "data=prompt_response",
 }
 
+
+STAND_IN = "?"
+"""Takes the place of an answer that a row lacks."""
 
 NAME_COLUMNS = "name the columns under data.format"
 
@@ -117,6 +120,33 @@ def pairs(row: Row, column: str, faults: list[str], *, learn: bool) -> list[Mess
         messages.append(Message("user", text(turns, "question", faults, where=f"{column}[{i}] ")))
         messages.append(Message("assistant", text(turns, "answer", faults, where=f"{column}[{i}] "), learn))
     return messages
+
+
+def with_answer(row: Row, column: str) -> Row:
+    """A row whose answer is the text under ``column``, with `STAND_IN` where that is null or blank."""
+    value = row.get(column)
+    lacks = value is None or (isinstance(value, str) and not value.strip())
+    return {**row, column: STAND_IN} if lacks else row
+
+
+def with_answer_turn(row: Row, column: str, turn: Row, *, role: str, answers: Collection[str]) -> Row:
+    """A row that ends with an answer: with the stand-in ``turn`` behind the others where none of ``answers`` is last.
+
+    An answer that says nothing and calls nothing, as some write what is to be answered, gives way to it.
+
+    Args:
+        row: the row.
+        column: of the list of turns.
+        turn: an answer with `STAND_IN` as its text.
+        role: key of a turn's role.
+        answers: the roles of answers.
+    """
+    turns = turns_of(row, column)
+    if turns and turns[-1].get(role) in answers:
+        if any(value for key, value in turns[-1].items() if key != role):
+            return row
+        turns = turns[:-1]
+    return {**row, column: [*turns, turn]} if turns else row
 
 
 def role_of(name: Any, accepted: Mapping[str, Role], faults: list[str], *, where: str) -> Role:

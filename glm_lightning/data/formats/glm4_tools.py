@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Self, final
 
 from glm_lightning.data.formats.base import Format
-from glm_lightning.data.formats.fields import from_json, objects, role_of, switch, text, turns_of
+from glm_lightning.data.formats.fields import (
+    STAND_IN,
+    from_json,
+    objects,
+    role_of,
+    switch,
+    text,
+    turns_of,
+    with_answer_turn,
+)
 from glm_lightning.data.formats.tools import call_of, is_call, tools_of
 from glm_lightning.types import Conversation, Message, Role
 
@@ -65,6 +74,11 @@ class Glm4Tools(Format):
                 message = _with_call(message, "tool" in roles[i + 1 : i + 2], faults, where=f"{where}content")
             messages.append(message)
         return Conversation(tuple(messages), tools=tools)
+
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With an assistant's turn at the end; see `Format.answered`."""
+        turn = {"role": "assistant", "content": STAND_IN}
+        return with_answer_turn(row, self.messages, turn, role="role", answers=("assistant",))
 
 
 def _with_call(answer: Message, must_be: bool, faults: list[str], *, where: str) -> Message:

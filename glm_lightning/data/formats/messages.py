@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Self, final
 
 from glm_lightning.data.formats.base import Format
-from glm_lightning.data.formats.fields import objects, parts, role_of, switch, text, turns_of
+from glm_lightning.data.formats.fields import (
+    STAND_IN,
+    objects,
+    parts,
+    role_of,
+    switch,
+    text,
+    turns_of,
+    with_answer_turn,
+)
 from glm_lightning.data.formats.tools import call_of, calls_of, tools_of
 from glm_lightning.data.judging.kinds import Fault
 from glm_lightning.types import Conversation, Message, Role, ToolCall
@@ -65,6 +74,11 @@ class Messages(Format):
         messages = [self._message(turn, faults, where=f"{self.messages}[{i}].") for i, turn in enumerate(turns)]
         _check_results(turns, faults, where=self.messages)
         return Conversation(tuple(messages), tools=tools)
+
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With an assistant's turn at the end; see `Format.answered`."""
+        turn = {self.role: "assistant", self.content: STAND_IN}
+        return with_answer_turn(row, self.messages, turn, role=self.role, answers=("assistant",))
 
     def _message(self, turn: Mapping[str, Any], faults: list[str], *, where: str) -> Message:
         role = role_of(turn.get(self.role), _ROLES, faults, where=f"{where}{self.role}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self, final
 
 from glm_lightning.data.formats.base import Format
-from glm_lightning.data.formats.fields import pairs, text
+from glm_lightning.data.formats.fields import pairs, text, with_answer
 from glm_lightning.types import Conversation, Message
 
 _COLUMNS = (
@@ -55,3 +55,7 @@ class PromptResponse(Format):
         turns.append(Message("user", text(row, self.prompt, faults)))
         turns.append(Message("assistant", text(row, self.response, faults)))
         return Conversation((Message("system", system), *turns) if system else tuple(turns))
+
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With a response; see `Format.answered`."""
+        return with_answer(row, self.response)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_lightning.data import formats
-from glm_lightning.data.formats.base import RowKind
+from glm_lightning.data.formats.base import Format, RowKind
 from glm_lightning.data.formats.fields import NAME_COLUMNS, keys_of, repair
 from glm_lightning.data.formats.prompt_response import PromptResponse
 from glm_lightning.data.reading import Row
@@ -66,6 +66,23 @@ def recognise(rows: Sequence[Row], path: Path) -> RowKind[Any]:
         names = ", ".join(map(described, best))
         raise UserError(f"{path}: its rows may be read as {names}; say which: data.format={best[0].name}, or {_NODE}")
     return _without_repetition(best[0], [row.value for row in rows])
+
+
+def recognise_questions(rows: Sequence[Row], path: Path) -> RowKind[Any]:
+    """The format of rows that may lack their answers: the first that most rows have if they are given some.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return recognise(rows, path)
+    except UserError:
+        dialects = [dialect for each in every().values() if issubclass(each, Format) for dialect in each.dialects()]
+        fitting = {each: sum(each.fits(each.answered(row.value)) for row in rows) for each in dialects}
+        best = max(fitting, key=lambda each: (fitting[each], not each.yields))
+        if fitting[best] < len(rows) / 2:
+            raise
+        return best
 
 
 _NODE = "data=... with the names of your columns"

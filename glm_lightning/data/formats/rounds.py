@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self, final
 
 from glm_lightning.data.formats.base import Format
-from glm_lightning.data.formats.fields import lines, objects, text, turns_of
+from glm_lightning.data.formats.fields import lines, objects, text, turns_of, with_answer
 from glm_lightning.types import Conversation, Message
 
 
@@ -50,3 +50,9 @@ class Rounds(Format):
             messages.append(Message("user", question))
             messages.append(Message("assistant", lines(each, self.answer, faults, where=where)))
         return Conversation(tuple(messages))
+
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With an answer in the last round; see `Format.answered`."""
+        rounds = turns_of(row, self.rounds)
+        last = with_answer(rounds[-1], self.answer) if rounds else None
+        return row if last is None or last is rounds[-1] else {**row, self.rounds: [*rounds[:-1], last]}

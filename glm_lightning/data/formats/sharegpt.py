@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
 from glm_lightning.data.formats.base import Format
-from glm_lightning.data.formats.fields import lines, objects, role_of, switch, text, turns_of
+from glm_lightning.data.formats.fields import (
+    STAND_IN,
+    lines,
+    objects,
+    role_of,
+    switch,
+    text,
+    turns_of,
+    with_answer_turn,
+)
 from glm_lightning.data.formats.tools import calls_of, tools_of
 from glm_lightning.data.judging.kinds import Fault
 from glm_lightning.types import Conversation, Message, Role, ToolCall
@@ -78,6 +87,12 @@ class ShareGPT(Format):
             else:
                 messages.append(self._message(turn, faults, where=where))
         return Conversation(tuple(messages), tools=tools)
+
+    def answered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With an answer at the end; see `Format.answered`."""
+        turn = {self.role: "gpt", self.content: STAND_IN}
+        answers = [name for name, role in _ROLES.items() if role == "assistant"]
+        return with_answer_turn(row, self.conversations, turn, role=self.role, answers=answers)
 
     def _message(self, turn: Mapping[str, Any], faults: list[str], *, where: str) -> Message:
         role = role_of(turn.get(self.role), _ROLES, faults, where=f"{where}{self.role}")
