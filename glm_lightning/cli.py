@@ -37,6 +37,9 @@ COMMANDS = {
         "glm_lightning.inspection.command:main",
     ),
     "chat": Command("talk to a run or a model", "glm_lightning.inference.chat:main"),
+    "predict": Command(
+        "answer the rows of files, with or without answers of their own", "glm_lightning.inference.predict:main"
+    ),
     "export": Command("write a run as a model folder or an adapter for others", "glm_lightning.export:main"),
 }
 

@@ -7,14 +7,16 @@ Shapes: ``B`` rows of a micro-batch, ``T`` positions of a row, ``H`` hidden size
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 if TYPE_CHECKING:  # torch takes a second or two to import, and `UserError` is needed where nothing else of it is
     import torch
     from torch import Tensor
+
+T = TypeVar("T")
 
 IGNORE = -100
 """Label of a position that is not learned (the value torch's own losses ignore)."""
@@ -62,7 +64,7 @@ class Message:
         return self.role == "assistant" if self.learn is None else self.learn
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         """Content, and each call as JSON on a line of its own; reasoning is left out."""
         calls = ({"name": call.name, "arguments": call.arguments} for call in self.tool_calls)
         lines = [json.dumps(call, ensure_ascii=False) for call in calls]
@@ -212,3 +214,23 @@ class UserError(ValueError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class Problems:
+    """Collects what users have to mend, so that they see all of it at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def none_in(self, build: Callable[[], T]) -> T | None:
+        """What ``build`` gives, or None if it finds problems."""
+        try:
+            return build()
+        except UserError as error:
+            self.found += [problem for problem in error.problems if problem not in self.found]
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raise one `UserError` with all of them."""
+        if self.found:
+            raise UserError(self.found)

@@ -40,14 +40,14 @@ class Answered:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was said: no text, no call."""
-        return not self.prediction.said.strip()
+        return not self.prediction.text.strip()
 
     def record(self) -> Record:
         """As JSON has it."""
         record = Record(
             prompt="\n".join(message.content for message in self.row.prompt().messages),
-            reference=self.reference.said,
-            answer=self.prediction.said,
+            reference=self.reference.text,
+            answer=self.prediction.text,
             origin=str(self.row.origin or ""),
             finished=self.reply.finished,
         )

@@ -12,6 +12,7 @@ import torch
 from glm_lightning import templates, tokenizers
 from glm_lightning.config import command
 from glm_lightning.data.encoding import Encoder
+from glm_lightning.files import digest, sampled_fingerprint
 from glm_lightning.inference import adapters
 from glm_lightning.inference.generation import context_of, generate, stream
 from glm_lightning.inference.messages import Definitions, Turns, conversation
@@ -150,6 +151,14 @@ def load(
     if held is None:  # quantised weights lie where they were loaded to
         model = model.to(device)
     return GLM(model=model.eval(), tokenizer=tokenizer, template=template)
+
+
+def identity(source: str | Path, *, adapter: str | Path | None = None, hub: Hub | None = None) -> str:
+    """Names the weights that `load` loads: those of the base, and the files of the adapter."""
+    found = resolve(source, hub=hub)
+    folder = found.adapter if adapter is None else adapters.folder_of(adapter)
+    files = [] if folder is None else sorted(file for file in folder.iterdir() if file.is_file())
+    return digest(found.base.fingerprint, [(file.name, sampled_fingerprint(file)) for file in files])
 
 
 def _with_adapter(found: Found, given: str | Path) -> Found:

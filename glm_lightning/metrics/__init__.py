@@ -74,7 +74,7 @@ def fitting(references: Sequence[Message]) -> list[Metric]:
 def texts(predictions: Sequence[Message], references: Sequence[Message]) -> tuple[list[str], list[str]]:
     """What is compared by those that look at texts alone: calls as JSON, reasoning left out."""
     assert len(predictions) == len(references)
-    return [each.said for each in predictions], [each.said for each in references]
+    return [each.text for each in predictions], [each.text for each in references]
 
 
 def means(scores: Mapping[str, Sequence[float | None]]) -> Statistics:

@@ -41,7 +41,7 @@ def statistics(predictions: Sequence[Message], references: Sequence[Message]) ->
 
 def fits(references: Sequence[Message]) -> bool:
     """The references are a few short texts that come again and again."""
-    labels = [_label(each.said) for each in references]
+    labels = [_label(each.text) for each in references]
     different = set(labels)
     is_short = all(0 < len(label) <= LONGEST for label in different)
     return is_short and 2 <= len(different) <= MOST and len(labels) >= FEWEST_ROWS * len(different)

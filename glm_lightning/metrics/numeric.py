@@ -40,7 +40,7 @@ def statistics(predictions: Sequence[Message], references: Sequence[Message]) ->
 
 def fits(references: Sequence[Message]) -> bool:
     """At least half of the references mark their number, or are nothing but one."""
-    found = sum(_marked(each.said) is not None or _is_number(each.said) for each in references)
+    found = sum(_marked(each.text) is not None or _is_number(each.text) for each in references)
     return 2 * found >= len(references) > 0
 
 

@@ -89,7 +89,7 @@ class Template(ABC):
 
     def clean(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> str:
         """The answer in a generated ``text`` without its reasoning; tool calls as JSON, a line each. See `parse`."""
-        return self.parse(text, thinking=thinking, tools=tools).said
+        return self.parse(text, thinking=thinking, tools=tools).text
 
     def expected(self, conversation: Conversation) -> Message:
         """What `parse` makes of the conversation's last answer: what a generated answer is compared with."""

@@ -33,7 +33,8 @@ from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.training import console, launching, placing, precision
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
-from glm_lightning.training.problems import Problems, in_numbers
+from glm_lightning.training.problems import in_numbers
+from glm_lightning.types import Problems
 
 
 def build(config: DictConfig, folder: RunFolder) -> Parts:

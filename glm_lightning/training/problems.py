@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning.methods.base import VALIDATION_METRICS
 from glm_lightning.methods.tracing import OnNonFinite
 from glm_lightning.types import UserError
-
-T = TypeVar("T")
-
-
-class Problems:
-    """Collects what users have to mend, so that they see all of it at once."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def none_in(self, build: Callable[[], T]) -> T | None:
-        """What ``build`` gives, or None if it finds problems."""
-        try:
-            return build()
-        except UserError as error:
-            self.found += [problem for problem in error.problems if problem not in self.found]
-            return None
-
-    def raise_if_any(self) -> None:
-        """Raise one `UserError` with all of them."""
-        if self.found:
-            raise UserError(self.found)
 
 
 def in_numbers(config: DictConfig) -> Iterator[str]:

@@ -148,7 +148,7 @@ def test_what_is_generated_says_the_answer(made: Made, name: str, data: st.DataO
         text = "".join(segment.text for segment in generated(template, sample, prompt))
         said = template.parse(text, thinking=template.thinking(answer), tools=conversation.tools)
         assert said == replace(answer, learn=None)
-    assert template.expected(conversation).said == conversation.answer()
+    assert template.expected(conversation).text == conversation.answer()
 
 
 @pytest.mark.parametrize("name", NAMES)
