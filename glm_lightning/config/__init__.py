@@ -10,7 +10,7 @@ from glm_lightning.config.errors import exit_on_user_error
 from glm_lightning.config.making import made
 from glm_lightning.config.places import command, conf_dir, entry_point
 from glm_lightning.config.quoting import quote
-from glm_lightning.config.storage import load, save
+from glm_lightning.config.storage import load, refuse_foreign, save
 
 __all__ = [
     "arguments",
@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "made",
     "quote",
+    "refuse_foreign",
     "save",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,6 +16,20 @@ from glm_lightning.types import UserError
 def save(config: DictConfig, path: Path) -> None:
     """Write the configuration with every interpolation resolved, atomically, with Chinese left readable."""
     write_text(path, OmegaConf.to_yaml(config, resolve=True))
+
+
+TRUSTED = ("glm_lightning.", "lightning.", "torch.")
+"""Where what a stored configuration calls may come from."""
+
+
+def refuse_foreign(values: Any, *, path: Path) -> None:
+    """Raise `UserError` for stored values that would call what no run of ours calls.
+
+    A configuration is data; somebody else's may not run code.
+    """
+    foreign = [target for target in _targets(values) if not target.startswith(TRUSTED)]
+    if foreign:
+        raise UserError([f"{path}: calls {target}, which is none of {', '.join(TRUSTED)}..." for target in foreign])
 
 
 def load(path: Path) -> DictConfig:
@@ -32,3 +47,10 @@ def load(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: must hold keys and values, holds a list")
     return config
+
+
+def _targets(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [str(value["_target_"])] if "_target_" in value else []
+        return own + [target for item in value.values() for target in _targets(item)]
+    return [target for item in value for target in _targets(item)] if isinstance(value, list) else []

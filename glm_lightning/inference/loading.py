@@ -140,7 +140,20 @@ def load(
     """
     quiet()
     found = resolve(source, hub=hub)
-    base, folder, files = found if adapter is None else _with_adapter(found, adapter)
+    return opened(
+        found if adapter is None else with_adapter(found, adapter), dtype=dtype, quantize=quantize, device=device
+    )
+
+
+def opened(
+    found: Found,
+    *,
+    dtype: WeightsDtype | None = None,
+    quantize: Quantize | Literal["none"] | None = None,
+    device: str | None = None,
+) -> GLM:
+    """What was found, ready to answer; the options are those of `load`."""
+    base, folder, files = found
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, template = words(base, files)
     chosen = dtype or ("float32" if device == "cpu" else base.dtype)
@@ -153,15 +166,25 @@ def load(
     return GLM(model=model.eval(), tokenizer=tokenizer, template=template)
 
 
-def identity(source: str | Path, *, adapter: str | Path | None = None, hub: Hub | None = None) -> str:
-    """Names the weights that `load` loads: those of the base, and the files of the adapter."""
-    found = resolve(source, hub=hub)
-    folder = found.adapter if adapter is None else adapters.folder_of(adapter)
-    files = [] if folder is None else sorted(file for file in folder.iterdir() if file.is_file())
+def identity(found: Found) -> str:
+    """Names the weights that `opened` loads: those of the base, and the files of the adapter."""
+    files = [] if found.adapter is None else sorted(file for file in found.adapter.iterdir() if file.is_file())
     return digest(found.base.fingerprint, [(file.name, sampled_fingerprint(file)) for file in files])
 
 
-def _with_adapter(found: Found, given: str | Path) -> Found:
+def base_of(source: str | Path, *, hub: Hub | None = None) -> Found | None:
+    """What a run or an adapter has begun with, to be asked in the same way; None for what is no fine-tuned model."""
+    folder = Path(source).expanduser()
+    if str(source) != DEMO and (folder / "config.yaml").is_file() and RunFolder(folder).artefact("model").is_dir():
+        folder = RunFolder(folder).artefact("model")
+    if (folder / adapters.ABOUT).is_file() and not adapters.is_adapter(folder):
+        base = _base_in(adapters.about(folder, needs=("base",)))
+        return Found(base, None, base.location)
+    found = resolve(source, hub=hub)
+    return None if found.adapter is None else Found(found.base, None, found.base.location)
+
+
+def with_adapter(found: Found, given: str | Path) -> Found:
     """``found`` with the adapter in ``given``, and with the template and the quantisation that it was trained with."""
     if found.adapter is not None:
         raise UserError(
@@ -254,11 +277,16 @@ def _resolve_adapter(folder: Path) -> Found:
         base = Source(path=named["base_model_name_or_path"])
         return Found(base, folder, base.location)
     ours = adapters.about(folder, needs=("base", "fingerprint"))
-    known = ("hub", "revision", "template", "quantize", "double_quantize", "name_prefix")
-    base = Source(path=ours["base"], **{key: ours[key] for key in known if key in ours})
+    base = _base_in(ours)
     if base.fingerprint != ours["fingerprint"]:
         raise UserError(
             f"{folder}: was trained on other weights than those in {ours['base']} now "
             f"(fingerprint {ours['fingerprint']}, now {base.fingerprint}); put those back there"
         )
     return Found(base, folder, str(folder))
+
+
+def _base_in(ours: dict[str, Any]) -> Source:
+    """The base that a file of ours names."""
+    known = ("hub", "revision", "template", "quantize", "double_quantize", "name_prefix")
+    return Source(path=ours["base"], **{key: ours[key] for key in known if key in ours})

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 
 from glm_lightning.files import digest
-from glm_lightning.inference.loading import GLM, identity, load
+from glm_lightning.inference.loading import GLM, Found, identity, opened, resolve, with_adapter
 from glm_lightning.inference.sampling import Sampling
+from glm_lightning.models.quiet import quiet
 
 SOURCE = "run folder, adapter folder, model folder, hub name, or demo"
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """Options of `glm_lightning.load`."""
+    """Options of `glm_lightning.load`; `add_adapter` adds one more, where there is one model only."""
     group = parser.add_argument_group("the model")
-    group.add_argument("--adapter", help="adapter folder, or the run that made it, to put on a model")
     group.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16", "float64"],
@@ -29,22 +29,30 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hub", choices=["huggingface", "modelscope"], help="where a name is looked up")
 
 
-def loaded(options: argparse.Namespace, source: str) -> GLM:
-    """The model that the command line asks for."""
-    return load(
-        source,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        adapter=options.adapter,
-        device=options.device,
-        hub=options.hub,
-    )
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """The option that puts an adapter on a model."""
+    parser.add_argument("--adapter", help="adapter folder, or the run that made it, to put on a model")
 
 
-def identity_of(options: argparse.Namespace, source: str, glm: GLM) -> str:
+def found(options: argparse.Namespace) -> Found:
+    """The one model that the command line asks for.
+
+    Raises:
+        UserError: there is none, or it does not fit together.
+    """
+    resolved = resolve(options.source, hub=options.hub)
+    return resolved if options.adapter is None else with_adapter(resolved, options.adapter)
+
+
+def loaded(options: argparse.Namespace, model: Found) -> GLM:
+    """The model, held and computing as the command line asks for."""
+    quiet()
+    return opened(model, dtype=options.dtype, quantize=options.quantize, device=options.device)
+
+
+def identity_of(options: argparse.Namespace, model: Found, glm: GLM) -> str:
     """Names the weights of ``glm``, which `loaded` has loaded, and the arithmetic that they compute in."""
-    weights = identity(source, adapter=options.adapter, hub=options.hub)
-    return digest(weights, str(glm.model.dtype), options.quantize, glm.model.device.type)
+    return digest(identity(model), str(glm.model.dtype), options.quantize, glm.model.device.type)
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, seed: int | None) -> None:

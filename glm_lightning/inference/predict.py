@@ -17,7 +17,7 @@ from glm_lightning.files import write_text
 from glm_lightning.inference import options as given
 from glm_lightning.inference.asking import ask, key_of, progress_bar, prompts_of
 from glm_lightning.inference.ledger import Ledger, Reply
-from glm_lightning.inference.loading import GLM, resolve
+from glm_lightning.inference.loading import GLM
 from glm_lightning.inference.prompts import Prompt
 from glm_lightning.types import Message, Problems, UserError
 
@@ -29,16 +29,17 @@ def main(argv: Sequence[str]) -> None:
     problems = Problems()
     sampling = problems.none_in(lambda: given.sampling_of(options))
     problems.none_in(lambda: _check_out(options.out, part, overwrite=options.overwrite))
-    problems.none_in(lambda: resolve(options.source, hub=options.hub))
+    model = problems.none_in(lambda: given.found(options))
     rows = problems.none_in(lambda: _rows(options))
     problems.raise_if_any()
     assert sampling is not None
     assert rows is not None
-    glm = given.loaded(options, options.source)
+    assert model is not None
+    glm = given.loaded(options, model)
     asked = [question.asked for question in rows] * options.n
     prompts = prompts_of(glm, asked, thinking=[options.thinking] * len(asked), max_new_tokens=options.max_new_tokens)
     key = key_of(
-        given.identity_of(options, options.source, glm),
+        given.identity_of(options, model, glm),
         prompts,
         max_new_tokens=options.max_new_tokens,
         sampling=sampling,
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     given.add_sampling(parser, max_new_tokens=512, seed=0)
     parser.add_argument("-n", type=given.positive, default=1, help="answers to each row (default: 1)")
     given.add_loading(parser)
+    given.add_adapter(parser)
     return parser
 
 

@@ -25,12 +25,12 @@ from glm_lightning.estimate.skeleton import Device, skeleton
 from glm_lightning.inference.loading import words
 from glm_lightning.methods.base import Ingredients, Method
 from glm_lightning.methods.low_rank import SPLITTING
-from glm_lightning.models import Source, liger
+from glm_lightning.models import Source, liger, precision
 from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.training import console, launching, placing, precision
+from glm_lightning.training import console, launching, placing
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.parts import Parts
 from glm_lightning.training.problems import in_numbers

@@ -10,10 +10,10 @@ from glm_lightning.data.module import DataModule
 from glm_lightning.data.plan import Plan
 from glm_lightning.methods.base import Method
 from glm_lightning.models import Source
+from glm_lightning.models.precision import Precision
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.training.examination import Examination
-from glm_lightning.training.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning.methods.base import VALIDATION_METRICS
 from glm_lightning.methods.tracing import OnNonFinite
-from glm_lightning.types import UserError
 
 
 def in_numbers(config: DictConfig) -> Iterator[str]:

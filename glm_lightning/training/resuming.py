@@ -21,9 +21,6 @@ APART = ("resume", "run_dir", "name")
 SETTLED = ("quantize", "model.quantize", "model.double_quantize")
 """Keys that others have taken their values from, or that would exchange the base. So have all of ``rates``."""
 
-TRUSTED = ("glm_lightning.", "lightning.", "torch.")
-"""Where what a stored configuration calls may come from."""
-
 
 def resolve(
     config: DictConfig, overrides: Sequence[str], *, of_first: Path | None = None, restarted: bool = False
@@ -104,22 +101,11 @@ def _moved(stored: DictConfig, folder: RunFolder) -> DictConfig:
     """A stored configuration with the places inside its folder as they are now; the folder may have been moved.
 
     Raises:
-        UserError: it would call what no run of ours calls. A configuration is data; somebody else's may not run code.
+        UserError: it would call what no run of ours calls.
     """
     plain = _replaced(OmegaConf.to_container(stored), str(stored.run_dir), str(folder.path))
-    foreign = [target for target in _targets(plain) if not target.startswith(TRUSTED)]
-    if foreign:
-        raise UserError(
-            [f"{folder.config}: calls {target}, which is none of {', '.join(TRUSTED)}..." for target in foreign]
-        )
+    configuration.refuse_foreign(plain, path=folder.config)
     return cast(DictConfig, OmegaConf.create(plain))
-
-
-def _targets(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        own = [str(value["_target_"])] if "_target_" in value else []
-        return own + [target for item in value.values() for target in _targets(item)]
-    return [target for item in value for target in _targets(item)] if isinstance(value, list) else []
 
 
 def _newest_unfinished(config: DictConfig) -> RunFolder | None:

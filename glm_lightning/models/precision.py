@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -98,6 +100,14 @@ def allow_tf32(name: str, *, device: str) -> None:
     """Let a GPU multiply in TF32 what is left in float32 beside 16-bit products, which have fewer digits still."""
     if device == "cuda" and not name.startswith(("32", "64")):
         torch.set_float32_matmul_precision("high")
+
+
+def autocast(precision: str, *, device: str) -> AbstractContextManager[Any]:
+    """What a forward pass runs in: mixed precisions compute in their type, the others in that of the weights."""
+    computed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if precision not in computed:
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=computed[precision])
 
 
 def weights_dtype(precision: str, *, trains_base: bool, stored: torch.dtype) -> WeightsDtype:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glm_lightning.training import precision
+from glm_lightning.models import precision
 from glm_lightning.types import UserError
 
 
