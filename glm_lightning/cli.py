@@ -37,6 +37,10 @@ COMMANDS = {
         "glm_lightning.inspection.command:main",
     ),
     "chat": Command("talk to a run or a model", "glm_lightning.inference.chat:main"),
+    "evaluate": Command(
+        "loss and scores of runs and models, side by side, with confidence intervals",
+        "glm_lightning.evaluation.command:main",
+    ),
     "predict": Command(
         "answer the rows of files, with or without answers of their own", "glm_lightning.inference.predict:main"
     ),

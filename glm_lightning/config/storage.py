@@ -22,11 +22,12 @@ TRUSTED = ("glm_lightning.", "lightning.", "torch.")
 """Where what a stored configuration calls may come from."""
 
 
-def refuse_foreign(values: Any, *, path: Path) -> None:
+def refuse_foreign(stored: Any, *, path: Path) -> None:
     """Raise `UserError` for stored values that would call what no run of ours calls.
 
     A configuration is data; somebody else's may not run code.
     """
+    values = OmegaConf.to_container(stored) if isinstance(stored, DictConfig) else stored
     foreign = [target for target in _targets(values) if not target.startswith(TRUSTED)]
     if foreign:
         raise UserError([f"{path}: calls {target}, which is none of {', '.join(TRUSTED)}..." for target in foreign])

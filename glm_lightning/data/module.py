@@ -238,14 +238,16 @@ class DataModule(pl.LightningDataModule):
         assert self.trainer is not None
         if self.splits.val is None:
             return []
-        batches = evaluation_batches(
-            self.splits.val.lengths,
-            max_tokens=self.max_tokens,
-            pad_to_multiple=self.pad_to_multiple,
-            world_size=self.trainer.world_size,
+        return self.evaluation_loader(
+            self.splits.val, rank=self.trainer.global_rank, world_size=self.trainer.world_size
         )
-        mine = [MicroBatch(rows, 1) for rows in batches[self.trainer.global_rank :: self.trainer.world_size]]
-        return self._loader(self.splits.val, mine)
+
+    def evaluation_loader(self, part: Dataset, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
+        """All rows of a part once, not packed, those of one rank."""
+        batches = evaluation_batches(
+            part.lengths, max_tokens=self.max_tokens, pad_to_multiple=self.pad_to_multiple, world_size=world_size
+        )
+        return self._loader(part, [MicroBatch(rows, 1) for rows in batches[rank::world_size]])
 
     def _loader(
         self, dataset: Dataset, sampler: Sampler[MicroBatch] | Sequence[MicroBatch], *, packed: bool = False

@@ -26,9 +26,10 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score of all rows, and the scores of drawn rows. Shape of ``drawn`` (resamples,)."""
+    """A score of all rows, what it is of each alone, (rows,), and of drawn ones, (resamples,)."""
 
     value: float
+    each: Numbers
     drawn: Numbers
 
     @property
@@ -53,8 +54,8 @@ def scores(
     found: dict[str, Score] = {}
     for metric in metrics:
         rows, values = metric.statistics(predictions, references)
-        drawn = values(_sums(rows, resamples=resamples, seed=seed))
-        found |= {name: Score(float(value), drawn[name]) for name, value in values(rows.sum(0)).items()}
+        each, drawn = values(rows), values(_sums(rows, resamples=resamples, seed=seed))
+        found |= {name: Score(float(value), each[name], drawn[name]) for name, value in values(rows.sum(0)).items()}
     return found
 
 

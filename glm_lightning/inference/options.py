@@ -55,24 +55,29 @@ def identity_of(options: argparse.Namespace, model: Found, glm: GLM) -> str:
     return digest(identity(model), str(glm.model.dtype), options.quantize, glm.model.device.type)
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, seed: int | None) -> None:
-    """Options of `Sampling`, the longest answer, and whether it begins with reasoning."""
+def add_sampling(parser: argparse.ArgumentParser, *, seed: int | None) -> None:
+    """Options of `Sampling`."""
     group = parser.add_argument_group("the answers")
-    group.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=max_new_tokens,
-        help=f"longest answer in tokens (default: {max_new_tokens})",
-    )
     group.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy; 0.8 is lively")
     group.add_argument("--top-p", type=float, default=1.0, help="sample from the most likely tokens of this mass")
     group.add_argument(
         "--seed",
         type=int,
         default=seed,
-        help=f"of the sampling (default: {'another each time' if seed is None else seed})",
+        help=f"of what is random (default: {'another each time' if seed is None else seed})",
     )
-    group.add_argument(
+
+
+def add_length(parser: argparse.ArgumentParser, *, default: int | None, otherwise: str) -> None:
+    """The option for the longest answer; the help calls the default what ``otherwise`` says."""
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=default, help=f"longest answer in tokens (default: {otherwise})"
+    )
+
+
+def add_thinking(parser: argparse.ArgumentParser) -> None:
+    """The option that switches reasoning."""
+    parser.add_argument(
         "--thinking",
         action=argparse.BooleanOptionalAction,
         help="reason before answering, or not, where the generation can be switched (default: the generation's own)",

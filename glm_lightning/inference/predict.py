@@ -78,8 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-bad-rows", action="store_true", help="leave out rows that cannot be read, and say which"
     )
     parser.add_argument("--batch-size", type=given.positive, default=32, help="rows answered at once (default: 32)")
-    given.add_sampling(parser, max_new_tokens=512, seed=0)
+    given.add_length(parser, default=512, otherwise="512")
     parser.add_argument("-n", type=given.positive, default=1, help="answers to each row (default: 1)")
+    given.add_thinking(parser)
+    given.add_sampling(parser, seed=0)
     given.add_loading(parser)
     given.add_adapter(parser)
     return parser

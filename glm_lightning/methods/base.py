@@ -352,10 +352,7 @@ class Method(pl.LightningModule, ABC):
         sums = torch.stack(self._validation).cpu().double().sum(0)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        total, num_tokens, num_correct = sums.tolist()
-        loss = total / num_tokens
-        values = (loss, math.exp(min(loss, 700.0)), num_correct / num_tokens)
-        return dict(zip(VALIDATION_METRICS, values, strict=True))
+        return measured(sums)
 
     # -- checkpoints
 
@@ -386,6 +383,14 @@ class Method(pl.LightningModule, ABC):
         if problems:
             raise UserError(problems)
         recount(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def measured(sums: Tensor) -> dict[str, float]:
+    """Loss, perplexity and token accuracy from the sums (3,) over all batches: total, tokens, right predictions."""
+    total, num_tokens, num_correct = sums.tolist()
+    loss = total / num_tokens
+    values = (loss, math.exp(min(loss, 700.0)), num_correct / num_tokens)
+    return dict(zip(VALIDATION_METRICS, values, strict=True))
 
 
 def _widen(network: nn.Module) -> None:
