@@ -202,6 +202,8 @@ def _against_report(result: Result) -> str | None:
     if not others:
         return f"{name}: the {len(common)} figures that report.json has, too, are the same to the last digit"
     told = ", ".join(f"{key} {reported[key]:.6g} (here {here[key]:.6g})" for key in others)
+    if result.subject.is_base:
+        return f"{name}: before training report.json has the network with what was to be trained on it: {told}"
     stored = str(result.subject.found.base.stored_dtype).removeprefix("torch.")
     rounded = result.subject.found.adapter is None and stored != result.arithmetic.dtype
     why = f" (its weights were rounded to {stored} when they were written)" if rounded else ""
