@@ -6,8 +6,9 @@ Shapes: ``B`` rows of a micro-batch, ``T`` positions of a row, ``H`` hidden size
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -222,13 +223,19 @@ class Problems:
     def __init__(self) -> None:
         self.found: list[str] = []
 
-    def none_in(self, build: Callable[[], T]) -> T | None:
-        """What ``build`` gives, or None if it finds problems."""
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the problems of the block, which they end."""
         try:
-            return build()
+            yield
         except UserError as error:
             self.found += [problem for problem in error.problems if problem not in self.found]
-            return None
+
+    def none_in(self, build: Callable[[], T]) -> T | None:
+        """What ``build`` gives, or None if it finds problems."""
+        with self.noted():
+            return build()
+        return None
 
     def raise_if_any(self) -> None:
         """Raise one `UserError` with all of them."""

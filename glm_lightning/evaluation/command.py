@@ -20,6 +20,7 @@ from glm_lightning.evaluation.subjects import Subject, arithmetic, given_rows, o
 from glm_lightning.evaluation.telling import plain, show
 from glm_lightning.inference import options as given
 from glm_lightning.inference.loading import opened, words
+from glm_lightning.methods.fused import fuse
 from glm_lightning.models.quiet import quiet
 from glm_lightning.types import Problems, UserError
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     problems = Problems()
     every = problems.none_in(lambda: subjects(options.source, base=options.base, hub=options.hub))
     asking = problems.none_in(lambda: _asking(options, every or []))
-    make = problems.none_in(lambda: _rows(options, every or [])) if every else None
+    make = problems.none_in(lambda: _rows(options, every or [])) if every or options.data else None
     problems.raise_if_any()
     assert every is not None
     assert asking is not None
@@ -135,6 +136,7 @@ def _result(subject: Subject, data: DataModule, options: argparse.Namespace, ask
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     ways = arithmetic(subject, dtype=options.dtype, device=torch.device(device).type)
     glm = opened(subject.found, dtype=ways.dtype, quantize=options.quantize, device=device)
+    fuse(glm.model)  # as it was trained: the same numbers in 16 bits, too
     result = Result(subject, ways)
     of_loss, of_answers = _parts(data, own=not options.data)
     if of_loss is not None and options.only != "answers":

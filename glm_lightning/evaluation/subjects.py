@@ -65,11 +65,13 @@ def subjects(sources: Sequence[str], *, base: bool, hub: Hub | None) -> list[Sub
     for source in sources:
         folder = Path(source).expanduser()
         run = RunFolder(folder.absolute()) if (folder / "config.yaml").is_file() else None
-        began = problems.none_in(lambda source=source: base_of(source, hub=hub)) if base else None  # type: ignore[misc]
-        if began is not None and not any(each.is_base and each.found.base == began.base for each in every):
-            every.append(Subject(f"base {began.base.path}", began, run, is_base=True))
-        found = problems.none_in(lambda source=source: resolve(source, hub=hub))  # type: ignore[misc]
-        if found is not None:
+        with problems.noted():
+            began = base_of(source, hub=hub) if base else None
+            if began is not None and not any(each.is_base and each.found.base == began.base for each in every):
+                every.append(Subject(f"base {began.base.path}", began, run, is_base=True))
+        with problems.noted():
+            found = resolve(source, hub=hub)
+            found.base.check()
             every.append(Subject(folder.name or source, found, run))
     problems.raise_if_any()
     return _named_apart(every)

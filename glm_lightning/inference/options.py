@@ -41,6 +41,7 @@ def found(options: argparse.Namespace) -> Found:
         UserError: there is none, or it does not fit together.
     """
     resolved = resolve(options.source, hub=options.hub)
+    resolved.base.check()
     return resolved if options.adapter is None else with_adapter(resolved, options.adapter)
 
 
