@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _asking(options: argparse.Namespace, every: Sequence[Subject]) -> Asking:
     if options.resamples < 0:
         raise UserError(f"--resamples is {options.resamples}: must be 0 (no intervals) or more")
-    settings = next((subject.config.get("evaluation", {}) for subject in every if subject.run is not None), {})
+    settings: Any = next((subject.config.get("evaluation", {}) for subject in every if subject.run is not None), {})
     own = {} if options.data else settings
     return Asking(
         metrics=options.metrics,

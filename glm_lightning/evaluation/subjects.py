@@ -134,7 +134,7 @@ def given_rows(
     skip_bad_rows: bool,
 ) -> Callable[[], DataModule]:
     """Makes the data of ``files``, with the lengths of the first run among the subjects."""
-    node = next((subject.config.data for subject in every if subject.run is not None), {})
+    node: Any = next((subject.config.data for subject in every if subject.run is not None), {})
     longest = max_length or node.get("max_length", 1024)
     multiple = node.get("pad_to_multiple", 64)
     return lambda: DataModule(

@@ -69,7 +69,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, seed: int | None) -> None:
     )
 
 
-def add_length(parser: argparse.ArgumentParser, *, default: int | None, otherwise: str) -> None:
+def add_length(parser: argparse._ActionsContainer, *, default: int | None, otherwise: str) -> None:
     """The option for the longest answer; the help calls the default what ``otherwise`` says."""
     parser.add_argument(
         "--max-new-tokens", type=positive, default=default, help=f"longest answer in tokens (default: {otherwise})"
