@@ -44,6 +44,10 @@ COMMANDS = {
     "predict": Command(
         "answer the rows of files, with or without answers of their own", "glm_lightning.inference.predict:main"
     ),
+    "serve": Command(
+        "answer over HTTP as OpenAI's API does, with a chat page: glm serve RUN --adapters FOLDER",
+        "glm_lightning.serving.command:main",
+    ),
     "export": Command("write a run as a model folder or an adapter for others", "glm_lightning.export:main"),
 }
 

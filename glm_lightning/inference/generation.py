@@ -125,20 +125,39 @@ def stream(
 
 def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
     """The text of ``tokens`` as they come, in whole characters: put together it is ``decode`` of all of them."""
-    ids: list[int] = []
-    # Decoding restarts one piece back: a leading space that tokenizers drop is dropped in both texts alike.
-    known = shown = 0
-    for token in tokens:
-        ids.append(token)
-        before, after = decode(ids[known:shown]), decode(ids[known:])
-        if len(after) > len(before) and not after.endswith(_REPLACEMENT):
-            yield after[len(before) :]
-            if decode(ids[shown:]):  # else nothing but leading space, of which more may be dropped behind it
-                known = shown
-            shown = len(ids)
-    before, after = decode(ids[known:shown]), decode(ids[known:])
-    if len(after) > len(before):
-        yield after[len(before) :]
+    text = Pieces(decode)
+    yield from filter(None, map(text.add, tokens))
+    yield from filter(None, [text.rest()])
+
+
+@final
+class Pieces:
+    """Text of tokens that come one by one, in whole characters: put together it is ``decode`` of all of them."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        # Decoding restarts one piece back: a leading space that tokenizers drop is dropped in both texts alike.
+        self._known = self._shown = 0
+
+    def add(self, token: int) -> str:
+        """What can be shown with one more token; nothing while a character is not whole."""
+        self._ids.append(token)
+        piece, shown = self._new(), self._shown
+        if not piece or piece.endswith(_REPLACEMENT):
+            return ""
+        self._shown = len(self._ids)
+        if self._decode(self._ids[shown:]):  # else nothing but leading space, of which more may be dropped behind it
+            self._known = shown
+        return piece
+
+    def rest(self) -> str:
+        """What there is behind the last whole character, when no more tokens come."""
+        return self._new()
+
+    def _new(self) -> str:
+        before, after = (self._decode(self._ids[self._known : end]) for end in (self._shown, len(self._ids)))
+        return after[len(before) :]
 
 
 def _answer(ids: list[int], stop_ids: Collection[int]) -> Answer:
@@ -148,7 +167,7 @@ def _answer(ids: list[int], stop_ids: Collection[int]) -> Answer:
 
 def context_of(network: Any) -> int | None:
     """How many tokens a prompt and its answer may have together; None if nothing says so."""
-    longest = getattr(_base(network).config, "max_position_embeddings", None)
+    longest = getattr(unwrapped(network).config, "max_position_embeddings", None)
     soft = soft_prompt(network)
     return longest if longest is None or soft is None else longest - len(soft)
 
@@ -227,7 +246,7 @@ class _Running:
     """Rows on their way from prompt to answer, padded on the left, and their cache."""
 
     def __init__(self, network: Any, prompts: Sequence[list[int]], pad_id: int) -> None:
-        self._network, self._base = network, _base(network)
+        self._network, self._base = network, unwrapped(network)
         self._soft = soft_prompt(network)
         in_front = [pad_id] * (0 if self._soft is None else len(self._soft))
         longest = max(map(len, prompts), default=0)
@@ -283,6 +302,7 @@ class _Running:
         return inputs
 
 
-def _base(network: Any) -> Any:
+def unwrapped(network: Any) -> Any:
+    """The transformers model in a PEFT model, or the model itself."""
     # The other kind is a PeftModel; asking for that by name would load peft for those who do not use it.
     return network if isinstance(network, PreTrainedModel) else network.get_base_model()

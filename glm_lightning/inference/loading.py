@@ -154,16 +154,32 @@ def opened(
 ) -> GLM:
     """What was found, ready to answer; the options are those of `load`."""
     base, folder, files = found
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, template = words(base, files)
+    model = bare(base, dtype=dtype, quantize=quantize, device=device)
+    return GLM(model=model if folder is None else adapted(model, folder), tokenizer=tokenizer, template=template)
+
+
+def bare(
+    base: Source,
+    *,
+    dtype: WeightsDtype | None = None,
+    quantize: Quantize | Literal["none"] | None = None,
+    device: str | None = None,
+) -> Any:
+    """The network of ``base`` in evaluation mode, without any adapter; what is None is chosen as `load` says."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = dtype or ("float32" if device == "cpu" else base.dtype)
     held = base.quantize if quantize is None else None if quantize == "none" else quantize
-    model: Any = replace(base, dtype=chosen, quantize=held).load(device=device)
-    if folder is not None:
-        model = adapters.put_on(model, folder)
-    if held is None:  # quantised weights lie where they were loaded to
-        model = model.to(device)
-    return GLM(model=model.eval(), tokenizer=tokenizer, template=template)
+    network: Any = replace(base, dtype=chosen, quantize=held).load(device=device)
+    # quantised weights lie where they were loaded to
+    return (network.to(device) if held is None else network).eval()
+
+
+def adapted(network: Any, folder: Path) -> Any:
+    """A network in evaluation mode with the adapter in ``folder`` put on it, where the network lies."""
+    device, is_quantized = network.device, getattr(network, "is_quantized", False)
+    network = adapters.put_on(network, folder)
+    return (network if is_quantized else network.to(device)).eval()
 
 
 def identity(found: Found) -> str:
@@ -185,7 +201,11 @@ def base_of(source: str | Path, *, hub: Hub | None = None) -> Found | None:
 
 
 def with_adapter(found: Found, given: str | Path) -> Found:
-    """``found`` with the adapter in ``given``, and with the template and the quantisation that it was trained with."""
+    """``found`` with the adapter in ``given``, and with the template and the quantisation that it was trained with.
+
+    Raises:
+        UserError: it has an adapter already, there is none in ``given``, or it belongs on other weights.
+    """
     if found.adapter is not None:
         raise UserError(
             f"adapter is {str(given)!r}: what it shall be put on has an adapter already ({found.adapter}); give its "

@@ -67,7 +67,7 @@ def _call(value: Any, where: str, problems: list[str]) -> ToolCall | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{where}: its arguments are not valid JSON: {error}: {arguments[:80]!r}")
             return None
     if not isinstance(arguments, Mapping):

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class Sampling:
 
 GREEDY = Sampling()
 
+_COLDEST = 1e-20
+"""Below this float32 makes 0 of a temperature."""
+
 
 @final
 class Chooser:
@@ -56,28 +59,34 @@ class Chooser:
     """
 
     def __init__(self, sampling: Sampling, draws: Sequence[int], device: torch.device) -> None:
-        self._warp: Any = None
-        if sampling.temperature > 0:
-            seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-            self._generators = [torch.Generator(device).manual_seed(_mixed(seed, draw)) for draw in draws]
-            self._warp = LogitsProcessorList(
-                [TemperatureLogitsWarper(sampling.temperature), TopPLogitsWarper(sampling.top_p)]
-            )
+        self._sampling = sampling
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        drawn = draws if sampling.temperature > 0 else ()
+        self._generators = [generator(seed, draw, device) for draw in drawn]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The next tokens (B,) from logits (B, V), float32."""
-        if self._warp is None:
+        if not self._sampling.temperature:
             return logits.argmax(dim=-1)
-        probabilities = self._warp(None, logits).softmax(dim=-1)
-        rows = zip(probabilities, self._generators, strict=True)
-        return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+        rows = zip(probabilities(logits, self._sampling), self._generators, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=own) for row, own in rows])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows only."""
-        if self._warp is not None:
+        if self._generators:
             self._generators = [self._generators[row] for row in rows]
 
 
-def _mixed(seed: int, draw: int) -> int:
-    """A seed for each pair: neighbouring numbers give unrelated draws."""
-    return int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0])
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """What tokens are drawn with, (B, V), from logits (B, V), float32; the temperature is above 0."""
+    temperature = max(sampling.temperature, _COLDEST)
+    warp: Any = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(sampling.top_p)])
+    # the largest at 0: else a temperature next to nothing would make it infinite
+    centred = logits - logits.amax(dim=-1, keepdim=True)
+    return cast(Tensor, warp(None, centred)).softmax(dim=-1)
+
+
+def generator(seed: int, draw: int, device: torch.device) -> torch.Generator:
+    """The generator of one row: neighbouring numbers give unrelated draws."""
+    mixed = int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(mixed)

@@ -16,6 +16,9 @@ from glm_lightning.types import Conversation, Message, Segment, UserError
 Tools = Sequence[Mapping[str, Any]]
 """Tool definitions as `Conversation.tools` has them."""
 
+Known = Tools | None
+"""The definitions that the model was shown, empty where they are not known; None: no call is looked for."""
+
 SHARED = (
     *("base", "choosing", "dialogue", "differences", "function_calls"),
     *("placeholders", "reasoning", "rounds", "tag_calls", "verbatim"),
@@ -76,7 +79,7 @@ class Template(ABC):
         """The ``thinking`` of the prompt with which the training view of an answer begins."""
 
     @abstractmethod
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """What a generated ``text`` (decoded without control tokens) says: content, reasoning, tool calls.
 
         What only looks like a call, or is not finished, stays text. Nothing is an error.
@@ -87,7 +90,14 @@ class Template(ABC):
             tools: the definitions that the model was shown; they tell names and types where the text leaves them open.
         """
 
-    def clean(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> str:
+    @abstractmethod
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """What `parse` will say whatever follows the unfinished ``text``: so much can be shown while it is generated.
+
+        Content and reasoning are beginnings of the final ones, calls are the first of them.
+        """
+
+    def clean(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> str:
         """The answer in a generated ``text`` without its reasoning; tool calls as JSON, a line each. See `parse`."""
         return self.parse(text, thinking=thinking, tools=tools).text
 
@@ -110,6 +120,17 @@ class Template(ABC):
         """Changes with the template's code and settings."""
         shared = [fingerprint(Path(__file__).with_name(f"{name}.py")) for name in SHARED]
         return digest(self.name, shared, fingerprint(Path(inspect.getfile(type(self)))), self.settings)
+
+
+def without_beginning_of(text: str, *endings: str) -> str:
+    """``text`` without what may, at its end, become one of ``endings`` once more follows."""
+    sizes = (
+        size
+        for ending in endings
+        for size in range(min(len(ending) - 1, len(text)), 0, -1)
+        if text.endswith(ending[:size])
+    )
+    return text[: len(text) - max(sizes, default=0)]
 
 
 def require(tokenizer: Tokenizer, controls: Sequence[str], *, template: str, model: str) -> None:

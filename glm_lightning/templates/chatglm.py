@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import final
 
-from glm_lightning.templates.base import Tools, require
+from glm_lightning.templates.base import Known, require
 from glm_lightning.templates.rounds import Round, Rounds
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Message, Segment
@@ -38,7 +38,13 @@ class ChatGLM(Rounds):
             text = f"{''.join(rounds)}[Round {len(history)}]\n问：{question}\n答："
         return [Segment(text), Segment(control="[gMASK]"), Segment(control="<sop>", learn=True)]
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """The text with Chinese punctuation; see `Template.parse`."""
         answer = _BESIDE_CHINESE.sub(lambda found: found.group().translate(_HALF_TO_FULL), text.strip())
         return Message("assistant", answer)
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """All but a punctuation mark at the end, whose width depends on what follows; see `Template.settled`."""
+        answer = text.strip()
+        undecided = answer[-1:] in (*",!:;?",)
+        return Message("assistant", self.parse(text).content[: len(answer) - undecided])

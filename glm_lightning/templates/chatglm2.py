@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from glm_lightning.templates.base import Tools, require
+from glm_lightning.templates.base import Known, require
 from glm_lightning.templates.rounds import Round, Rounds
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Message, Segment
@@ -30,6 +30,10 @@ class ChatGLM2(Rounds):
         text = f"{''.join(rounds)}[Round {len(history) + 1}]\n\n问：{question}\n\n答："
         return [Segment(control="[gMASK]"), Segment(control="sop"), Segment(text)]
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """The text without white space around it; see `Template.parse`."""
         return Message("assistant", text.strip())
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """The same; see `Template.settled`."""
+        return self.parse(text)

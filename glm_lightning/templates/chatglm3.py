@@ -8,12 +8,13 @@ import re
 from dataclasses import replace
 from typing import Any, final
 
-from glm_lightning.templates.base import Tools
+from glm_lightning.templates.base import Known, Tools
 from glm_lightning.templates.dialogue import ROLE_TOKENS, Answer, Plain
-from glm_lightning.templates.function_calls import apart, blocks, function, read, unnamed
+from glm_lightning.templates.function_calls import apart, blocks, function, read, settled, unnamed
 from glm_lightning.types import Conversation, Message, Segment, ToolCall
 
 _WITH_TOOLS = "Answer the following questions as best as you can. You have access to the following tools:"
+_FENCE = "```python\ntool_call("
 _CODE = re.compile(r"\s*```python\n(tool_call\(.*?\))\n```", re.DOTALL)
 
 
@@ -66,15 +67,26 @@ class ChatGLM3(Plain):
             if not name.isidentifier()
         ]
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """Content and calls; see `Template.parse`."""
         content, calls = read(text.lstrip(" "), arguments=_read_python, tools=tools, anywhere=True)
         return Message("assistant", content.strip(), tool_calls=calls)
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """Up to where calls may begin; see `Template.settled`."""
+        said = text.lstrip(" ")
+        content = settled(said, arguments=_read_python, begins=_begins_python, tools=tools, anywhere=True)
+        return Message("assistant", content.strip())
 
 
 def _python(call: ToolCall) -> str:
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
     return f"```python\ntool_call({arguments})\n```"
+
+
+def _begins_python(text: str) -> bool:
+    code = text.lstrip()
+    return code.startswith(_FENCE) or _FENCE.startswith(code)
 
 
 def _read_python(text: str, position: int) -> tuple[dict[str, Any], int] | None:

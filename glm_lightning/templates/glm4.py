@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, final
 
-from glm_lightning.templates.base import Tools
+from glm_lightning.templates.base import Known, Tools
 from glm_lightning.templates.dialogue import ROLE_TOKENS, Answer, Plain
-from glm_lightning.templates.function_calls import apart, as_json, blocks, read, read_json, section, unnamed
+from glm_lightning.templates.function_calls import (
+    apart,
+    as_json,
+    begins_json,
+    blocks,
+    read,
+    read_json,
+    section,
+    settled,
+    unnamed,
+)
 from glm_lightning.types import Conversation, Message, Segment
 
 _PREAMBLE = (
@@ -85,10 +95,14 @@ class GLM4(Plain):
             for fault in unnamed(functions, model=self.MODEL)
         ]
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """Content and calls; see `Template.parse`."""
         content, calls = read(text, arguments=read_json, tools=tools)
         return Message("assistant", content, tool_calls=calls)
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """Up to where calls may begin; see `Template.settled`."""
+        return Message("assistant", settled(text, arguments=read_json, begins=begins_json, tools=tools))
 
 
 def _section(tool: Mapping[str, Any]) -> str:

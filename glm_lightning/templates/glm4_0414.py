@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import final
 
-from glm_lightning.templates.base import Tools
+from glm_lightning.templates.base import Known, Tools
 from glm_lightning.templates.dialogue import ROLE_TOKENS, Answer, Plain
-from glm_lightning.templates.function_calls import as_json, blocks, read, read_json, section, together, unnamed
+from glm_lightning.templates.function_calls import (
+    as_json,
+    begins_json,
+    blocks,
+    read,
+    read_json,
+    section,
+    settled,
+    together,
+    unnamed,
+)
 from glm_lightning.types import Conversation, Message, Segment
 
 
@@ -44,7 +54,11 @@ class GLM40414(Plain):
         """Tools without names."""
         return unnamed(conversation.tools, model=self.MODEL)
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """Content and calls; see `Template.parse`."""
         content, calls = read(text, arguments=read_json, tools=tools)
         return Message("assistant", content, tool_calls=calls)
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """Up to where calls may begin; see `Template.settled`."""
+        return Message("assistant", settled(text, arguments=read_json, begins=begins_json, tools=tools))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from glm_lightning.templates.base import Tools
+from glm_lightning.templates.base import Known, Tools
 from glm_lightning.templates.dialogue import ROLE_TOKENS, Answer, Recent
-from glm_lightning.templates.reasoning import CLOSE, OPEN, extracted, split
-from glm_lightning.templates.tag_calls import definitions, read, write
+from glm_lightning.templates.reasoning import CLOSE, OPEN, extracted, settled, split
+from glm_lightning.templates.tag_calls import closed, definitions, read, write
 from glm_lightning.types import Message, Segment
 
 
@@ -50,8 +50,14 @@ class GLM47(Recent):
         """Whether the answer has reasoning."""
         return bool(extracted(answer).reasoning)
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """Reasoning, content and calls; see `Template.parse`."""
         reasoning, rest = split(text, opened=thinking is not False)
         content, calls = read(rest, tools=tools)
+        return Message("assistant", content.strip(), reasoning=reasoning, tool_calls=calls)
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """Up to a call that has begun; see `Template.settled`."""
+        reasoning, rest = settled(text, opened=thinking is not False)
+        content, calls = read(closed(rest or "", tools=tools), tools=tools)
         return Message("assistant", content.strip(), reasoning=reasoning, tool_calls=calls)

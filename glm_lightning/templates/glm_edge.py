@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from glm_lightning.templates.base import Tools
+from glm_lightning.templates.base import Known, Tools
 from glm_lightning.templates.dialogue import ROLE_TOKENS, Answer, Plain
 from glm_lightning.templates.function_calls import together
 from glm_lightning.types import Conversation, Message, Segment
@@ -48,6 +48,10 @@ class GLMEdge(Plain):
             ]
         return []
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """The text without the newline that begins every answer; see `Template.parse`."""
         return Message("assistant", text.removeprefix("\n"))
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """The same; see `Template.settled`."""
+        return self.parse(text)

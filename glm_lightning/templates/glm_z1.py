@@ -6,9 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
-from glm_lightning.templates.base import Tools
+from glm_lightning.templates import reasoning as thoughts
+from glm_lightning.templates.base import Known, Tools
 from glm_lightning.templates.dialogue import ROLE_TOKENS, Answer, Reasoning
-from glm_lightning.templates.function_calls import as_json, blocks, read, read_json, section, together, unnamed
+from glm_lightning.templates.function_calls import (
+    as_json,
+    begins_json,
+    blocks,
+    read,
+    read_json,
+    section,
+    settled,
+    together,
+    unnamed,
+)
 from glm_lightning.templates.reasoning import CLOSE, split
 from glm_lightning.types import Conversation, Message, Segment
 
@@ -75,8 +86,14 @@ class GLMZ1(Reasoning):
         """The default: the model closes the reasoning itself, an empty one too."""
         return None
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """Reasoning, content and calls; see `Template.parse`."""
         reasoning, rest = split(text, opened=thinking is not False)
         content, calls = read(rest, arguments=read_json, tools=tools)
         return Message("assistant", content.strip(), reasoning=reasoning, tool_calls=calls)
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """Up to where calls may begin; see `Template.settled`."""
+        reasoning, rest = thoughts.settled(text, opened=thinking is not False)
+        content = settled(rest or "", arguments=read_json, begins=begins_json, tools=tools)
+        return Message("assistant", content.strip(), reasoning=reasoning)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
+from collections.abc import Sequence
 from typing import Any, final
 
 import jinja2
 
-from glm_lightning.templates.base import Template, Tools
+from glm_lightning.templates import reasoning as thoughts
+from glm_lightning.templates.base import Known, Template, without_beginning_of
 from glm_lightning.templates.differences import Differences, UnmaskableError
 from glm_lightning.templates.placeholders import Placeholders
 from glm_lightning.templates.reasoning import OPEN, split
+from glm_lightning.templates.tag_calls import closed, extract
 from glm_lightning.templates.verbatim import copies_contents
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Conversation, Message, Segment, ToolCall, UserError
 
 _PROBE = (Message("user", "?"), Message("assistant", "!"), Message("user", "?"), Message("assistant", "!"))
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 @final
@@ -85,17 +86,25 @@ class Jinja(Template):
         """The template's own default."""
         return None
 
-    def parse(self, text: str, *, thinking: bool | None = None, tools: Tools = ()) -> Message:
+    def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """The text without what the template puts around every answer, reasoning in tags, calls as JSON in tags.
 
         See `Template.parse`. Other ways to write calls are not known, and stay text.
         """
         text = text.removeprefix(self._lead).removesuffix(self._trail)
         reasoning, rest = split(text, opened=self._opens_reasoning and thinking is not False)
-        content, calls = _tagged_calls(rest)
-        if reasoning is not None or calls:
-            content = content.strip()
-        return Message("assistant", content, reasoning=reasoning, tool_calls=calls)
+        content, calls = (rest, ()) if tools is None else extract(rest, _json_call)
+        return Message("assistant", _trimmed(content, reasoning, calls), reasoning=reasoning, tool_calls=calls)
+
+    def settled(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
+        """Up to a call that has begun; see `Template.settled`."""
+        if text != self._lead and self._lead.startswith(text):
+            return Message("assistant", "")
+        text = without_beginning_of(text.removeprefix(self._lead), f"{self._trail}\0")
+        reasoning, rest = thoughts.settled(text, opened=self._opens_reasoning and thinking is not False)
+        said = closed(rest or "", tools=tools)
+        content, calls = (said, ()) if tools is None else extract(said, _json_call)
+        return Message("assistant", _trimmed(content, reasoning, calls).rstrip(), reasoning=reasoning, tool_calls=calls)
 
     def _text(self, conversation: Conversation, *, generation: bool, thinking: bool | None = None) -> str:
         """What the template makes of a conversation."""
@@ -152,20 +161,21 @@ def _turn(message: Message) -> dict[str, Any]:
     return turn
 
 
-def _tagged_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
-    """The text without its calls, and those; if one is malformed, all is text."""
-    calls = []
-    for found in _CALL.findall(text):
-        try:
-            value = json.loads(found)
-        except (ValueError, RecursionError):
-            return text, ()
-        if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
-            return text, ()
-        if not isinstance(arguments := value.get("arguments", {}), dict):
-            return text, ()
-        calls.append(ToolCall(value["name"], arguments))
-    return _CALL.sub("", text), tuple(calls)
+def _trimmed(content: str, reasoning: str | None, calls: Sequence[ToolCall]) -> str:
+    """Content without the white space between it and its neighbours."""
+    begun = content if reasoning is None else content.lstrip()
+    return begun.rstrip() if reasoning is not None or calls else begun
+
+
+def _json_call(text: str) -> ToolCall | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
+        return None
+    arguments = value.get("arguments", {})
+    return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
 
 
 def _refused(conversation: Conversation, reason: UnmaskableError) -> UserError:

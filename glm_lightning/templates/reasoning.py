@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from glm_lightning.templates.base import without_beginning_of
 from glm_lightning.types import Message
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -20,6 +21,22 @@ def split(text: str, *, opened: bool) -> tuple[str | None, str]:
         return None, text
     reasoning, _, rest = start.removeprefix(OPEN).partition(CLOSE)
     return reasoning.strip() or None, rest
+
+
+def settled(text: str, *, opened: bool) -> tuple[str | None, str | None]:
+    """What `split` will say of a text that goes on: reasoning so far, and what follows; None where it is not known yet.
+
+    As long as the reasoning is not closed nothing follows it.
+    """
+    start = text.lstrip()
+    if OPEN.startswith(start):
+        return None, None
+    if not (opened or start.startswith(OPEN)):
+        return None, text
+    reasoning, closed, rest = start.removeprefix(OPEN).partition(CLOSE)
+    if closed:
+        return reasoning.strip(), rest
+    return without_beginning_of(reasoning, CLOSE).strip(), None
 
 
 def extracted(message: Message) -> Message:

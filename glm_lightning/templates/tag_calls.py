@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from glm_lightning.templates.base import Tools
+from glm_lightning.templates.base import Known, Tools, without_beginning_of
 from glm_lightning.templates.function_calls import function
 from glm_lightning.types import ToolCall
 
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_OPEN = "<tool_call>"
+_CALL = re.compile(rf"{_OPEN}(.*?)</tool_call>", re.DOTALL)
 _ARGUMENT = re.compile(r"\s*<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
 
 
@@ -38,13 +39,36 @@ def write(call: ToolCall, *, line: str) -> str:
     return line.join([f"<tool_call>{call.name}", *arguments, "</tool_call>"])
 
 
-def read(text: str, *, tools: Tools) -> tuple[str, tuple[ToolCall, ...]]:
-    """Text without the calls in it, and the calls; if one of them is malformed, all is text."""
-    types = {function(tool).get("name"): _types(function(tool)) for tool in tools}
-    calls = [_call(found, types) for found in _CALL.findall(text)]
-    if None in calls:
+def read(text: str, *, tools: Known) -> tuple[str, tuple[ToolCall, ...]]:
+    """Text without the calls in it, and the calls; one that is malformed stays text."""
+    if tools is None:
         return text, ()
-    return _CALL.sub("", text), tuple(call for call in calls if call is not None)
+    types = {function(tool).get("name"): _types(function(tool)) for tool in tools}
+    return extract(text, lambda found: _call(found, types))
+
+
+def extract(text: str, parse: Callable[[str], ToolCall | None]) -> tuple[str, tuple[ToolCall, ...]]:
+    """Text without the calls in it, and the calls; ``parse`` says what stands between a call's tags, if it is one."""
+    calls: list[ToolCall] = []
+
+    def taken(found: re.Match[str]) -> str:
+        call = parse(found[1])
+        if call is not None:
+            calls.append(call)
+        return found[0] if call is None else ""
+
+    return _CALL.sub(taken, text), tuple(calls)
+
+
+def closed(text: str, *, tools: Known) -> str:
+    """A text that goes on, without the call that has begun at its end, or may have."""
+    if tools is None:
+        return text
+    done = max((found.end() for found in _CALL.finditer(text)), default=0)
+    begun = text.find(_OPEN, done)
+    if begun >= 0:
+        return text[:begun]
+    return text[:done] + without_beginning_of(text[done:], _OPEN)
 
 
 def _written(value: Any) -> str:
