@@ -229,7 +229,7 @@ def _steps(
 def _is_shared(network: Any) -> bool:
     """Whether several ranks hold parts of the network: then each runs as many forward passes as the others."""
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return several and is_fsdp_managed_module(_base(network))
+    return several and is_fsdp_managed_module(unwrapped(network))
 
 
 def _someone(going: Sequence[int], is_shared: bool, device: torch.device) -> bool:

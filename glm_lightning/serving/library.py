@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 from glm_lightning.files import digest
 from glm_lightning.inference import adapters
 from glm_lightning.inference.batch import Speaker
-from glm_lightning.inference.generation import unwrapped, context_of
+from glm_lightning.inference.generation import context_of, unwrapped
 from glm_lightning.inference.loading import UNLIMITED, Found, adapted, bare, resolve, with_adapter, words
 from glm_lightning.inference.sampling import Sampling
 from glm_lightning.models.quantization import Quantize
