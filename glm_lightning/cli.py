@@ -48,7 +48,7 @@ COMMANDS = {
         "answer over HTTP as OpenAI's API does, with a chat page: glm serve RUN --adapters FOLDER",
         "glm_lightning.serving.command:main",
     ),
-    "export": Command("write a run as a model folder or an adapter for others", "glm_lightning.export:main"),
+    "export": Command("write a run as a model folder or an adapter for others", "glm_lightning.export.command:main"),
 }
 
 

@@ -38,11 +38,14 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends without an exception.
 
     A folder that is already there is replaced; after a crash either the old or the new one is there, or the old one
     set aside, which `recover` puts back; never a half-written one.
+
+    Raises:
+        FileExistsError: it is there, too, in the end, and ``replace`` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -54,6 +57,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in part.rglob("*"):
             _fsync(file)
         if path.exists():
+            if not replace:
+                raise FileExistsError(f"{path}: has come to exist meanwhile; it is left as it is")
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         part.rename(path)

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glm_lightning.files import read_json
+from glm_lightning.methods.splitting import splits
 from glm_lightning.models import Source, prefix
 from glm_lightning.models.source import DEMO
 from glm_lightning.runs import RunFolder
@@ -101,8 +102,10 @@ def _check_kind(folder: Path, named: str, base: Source) -> None:
         )
 
 
-def put_on(network: Any, folder: Path) -> Any:
+def put_on(network: Any, folder: Path, *, hollow: bool = False) -> Any:
     """``network`` with the adapter in ``folder``: PEFT's, or a prefix of P-tuning v2, ours or an official one.
+
+    A ``hollow`` network gets its weights later: nothing of the adapter is made from them.
 
     Raises:
         UserError: it is torn, or does not fit the network.
@@ -116,9 +119,15 @@ def put_on(network: Any, folder: Path) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
-        adapted = PeftModelForCausalLM(network, config)
+        if hollow and splits(getattr(config, "init_lora_weights", True)):
+            config.init_lora_weights = True
+        # of AdaLoRA, PEFT cuts matrices to the ranks that are left, which must be there for that
+        straight = hollow and config.peft_type != "ADALORA"
+        adapted = PeftModelForCausalLM(network, config, low_cpu_mem_usage=straight)
         # `PeftModel.from_pretrained` does the same and keeps what it found to itself
-        found = adapted.load_adapter(str(folder), adapter_name="default")
+        found = adapted.load_adapter(
+            str(folder), adapter_name="default", torch_device="cpu" if hollow else None, low_cpu_mem_usage=straight
+        )
     except (OSError, SafetensorError, UnpicklingError, JSONDecodeError) as error:
         raise UserError(f"{folder}: holds no whole adapter of PEFT: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

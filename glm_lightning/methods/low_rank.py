@@ -14,11 +14,9 @@ from transformers import PreTrainedModel
 from glm_lightning.methods import layers
 from glm_lightning.methods.adapters import put_on
 from glm_lightning.methods.fused import fuse
+from glm_lightning.methods.splitting import SPLITTING, splits
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.types import UserError
-
-SPLITTING = r"pissa|pissa_niter_\d+|olora"
-"""Ways to begin that take a part out of the base's weights and train that."""
 
 STARTS = rf"default|gaussian|orthogonal|{SPLITTING}"
 
@@ -104,7 +102,7 @@ class LowRank:
     @property
     def splits(self) -> bool:
         """Whether the base's weights lose what the update begins with."""
-        return re.fullmatch(SPLITTING, self.init) is not None
+        return splits(self.init)
 
     def problems(self, skeleton: PreTrainedModel, quantize: Quantize | None) -> Iterator[str]:
         """What does not fit ``skeleton`` (on the meta device)."""

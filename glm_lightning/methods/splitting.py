@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,14 @@ from glm_lightning.types import UserError
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
+
+SPLITTING = r"pissa|pissa_niter_\d+|olora"
+"""Ways to begin that take a part out of the base's weights and train that."""
+
+
+def splits(init: bool | str) -> bool:
+    """Whether the base's weights lose what an update that begins so begins with."""
+    return isinstance(init, str) and re.fullmatch(SPLITTING, init) is not None
 
 
 @final
@@ -40,7 +49,7 @@ class Split(Callback):
         self._network = network
         with torch.no_grad():
             for layer in self._layers().values():
-                _split(layer, self._init)
+                split(layer, self._init)
         self._start = {name: parameter.detach().clone() for name, parameter in self._updates().items()}
 
     def _layers(self) -> dict[str, LoraLayer]:
@@ -102,7 +111,12 @@ class Split(Callback):
             )
 
 
-def _split(layer: LoraLayer, init: str) -> None:
+def split(layer: LoraLayer, init: str) -> None:
+    """Take the beginning of the update of ``layer`` out of its base's weight.
+
+    Raises:
+        UserError: the weight is float64.
+    """
     if layer.get_base_layer().weight.dtype == torch.float64:
         raise UserError(f"method.init is {init!r}: PEFT decomposes no float64; use init=default or another precision")
     if init == "olora":

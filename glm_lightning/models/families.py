@@ -35,8 +35,8 @@ def is_chatglm_6b(raw: Mapping[str, Any]) -> bool:
 def layout(raw: Mapping[str, Any]) -> Any:
     """The module that reads and writes an official layout; None for folders in transformers' own.
 
-    Such a module has ``config(raw)``, ``READER`` (whose ``from_pretrained`` understands the files), ``native(network)``
-    and ``save(network, folder, original=raw)``.
+    Such a module has ``config(raw)`` and back ``raw_config(config, original=raw)``, ``READER`` (whose
+    ``from_pretrained`` understands the files), ``native(network)``, and ``constants(config)``: what files hold besides.
     """
     if is_official(raw):
         from glm_lightning.models import official

@@ -1,4 +1,4 @@
-"""Files of a model on ModelScope. (What lies on Hugging Face's hub, transformers fetches itself.)"""
+"""Files of a model on a hub. (Where a whole network is loaded, transformers fetches from Hugging Face's itself.)"""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ def from_modelscope(name: str, *, revision: str | None, weights: bool) -> Path:
         folder = _fetched(snapshot_download, name, revision=revision, patterns=[*_SMALL, pattern])
         if any(folder.glob(pattern)):
             break
+    return folder
+
+
+def from_huggingface(name: str, *, revision: str | None) -> Path:
+    """The folder in Hugging Face's cache that holds the weights of a model; what is there is not fetched again.
+
+    Raises:
+        UserError: the model cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        for pattern in _WEIGHTS:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_SMALL, pattern]))
+            if any(folder.glob(pattern)):
+                break
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise UserError(f"model.path is {name!r}: the hub does not give its weights: {error}") from error
     return folder
 
 

@@ -7,19 +7,14 @@ attention are stored as one tensor. Nothing of the repositories' own code is nee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 from transformers import GlmConfig, GlmForCausalLM
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
-from glm_lightning.files import write_json
 from glm_lightning.models import families
 from glm_lightning.types import UserError
 
@@ -164,24 +159,9 @@ def native(network: OfficialGlm) -> GlmForCausalLM:
     return cast(GlmForCausalLM, network)
 
 
-def save(network: GlmForCausalLM, folder: Path, *, original: Mapping[str, Any] | None = None) -> None:
-    """Write ``network`` in the official layout: tensors in safetensors shards, bit-equal, and the official config.json.
-
-    ``original`` is the config.json that the network was loaded with. The caller makes the folder appear at once.
-    """
-    state: dict[str, Tensor] = dict(network.state_dict())
-    state["transformer.rotary_pos_emb.inv_freq"] = _inverse_frequencies(network.config)
-    network._weight_conversions = get_checkpoint_conversion_mapping(OfficialGlm.__name__)
-    try:
-        network.save_pretrained(folder, state_dict=state)
-    finally:
-        del network._weight_conversions
-    write_json(folder / "config.json", raw_config(network.config, original=original))
-
-
-def _inverse_frequencies(config: GlmConfig) -> Tensor:
-    """As the official code makes and stores them: in the type of the weights, without ``rope_ratio``."""
+def constants(config: GlmConfig) -> dict[str, Tensor]:
+    """What the official code stores and never reads: rotary frequencies in the weights' type, ``rope_ratio`` or not."""
     assert config.head_dim is not None
     width = config.head_dim // 2
     exponents = torch.arange(0, width, 2).to(config.dtype) / width
-    return 1.0 / (_ROTARY_BASE**exponents)
+    return {"transformer.rotary_pos_emb.inv_freq": 1.0 / (_ROTARY_BASE**exponents)}

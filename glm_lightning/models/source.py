@@ -31,6 +31,8 @@ Hub = Literal["huggingface", "modelscope"]
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
 """Stem and ending of weight files, the better first: where both lie, transformers reads that alone, and so do we."""
 
+_NAMES = ", ".join(f"{stem}.{ending} or its index" for stem, ending in _FORMATS)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -159,13 +161,24 @@ class Source:
                 "give a model that writes text, such as GlmForCausalLM"
             )
         if self.is_folder and not self._weights():
-            names = ", ".join(f"{stem}.{ending} or its index" for stem, ending in _FORMATS)
-            raise UserError(f"model.path is {self.path!r}: the folder holds no weights ({names})")
+            raise UserError(f"model.path is {self.path!r}: the folder holds no weights ({_NAMES})")
 
-    def _weights(self) -> list[Path]:
-        """The files that are read: one, or the shards that an index names."""
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights: one, or the shards that an index names; a hub's are downloaded.
+
+        Raises:
+            UserError: there are none, or some are missing.
+        """
+        location = self._weights_location()
+        if not Path(location).is_dir():
+            location = str(hub.from_huggingface(location, revision=self.revision))
+        if files := self._weights(location):
+            return files
+        raise UserError(f"model.path is {self.path!r}: holds no weights ({_NAMES})")
+
+    def _weights(self, location: str | None = None) -> list[Path]:
         for stem, ending in _FORMATS:
-            whole = Path(self.location) / f"{stem}.{ending}"
+            whole = Path(location or self.location) / f"{stem}.{ending}"
             index = whole.with_name(f"{whole.name}.index.json")
             if whole.is_file():
                 return [whole]
@@ -240,7 +253,7 @@ class Source:
             raise UserError([f"model.path is {self.path!r}: {problem}" for problem in problems])
         if layout is not None:
             network = layout.native(network)
-        _settle_sampling(network)
+        settle_sampling(network.generation_config)
         if self.quantize is not None:
             quantization.keep_trainable(network)
         if self.gradient_checkpointing:
@@ -259,9 +272,11 @@ class Source:
         return quantization.settings(self.quantize, double=self.double_quantize, compute_dtype=compute)
 
 
-def _settle_sampling(network: Any) -> None:
-    """Say that sampling flags mean sampling, which some releases leave out; else nothing could be saved."""
-    config = network.generation_config
+def settle_sampling(config: Any) -> None:
+    """Say that sampling flags mean sampling, which some releases leave out; else nothing could be saved.
+
+    ``config`` is a `GenerationConfig`.
+    """
     if any(value not in (None, neutral) for value, neutral in ((config.temperature, 1.0), (config.top_p, 1.0))):
         config.do_sample = True
 

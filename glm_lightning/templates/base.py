@@ -111,6 +111,17 @@ class Template(ABC):
         return self.parse(text, thinking=self.thinking(messages[last]), tools=conversation.tools)
 
     @property
+    def chat_template(self) -> str | None:
+        """The same format for transformers and servers: the ``.jinja`` beside the class; None if the tokenizer has it.
+
+        Rendered and encoded as one text by a tokenizer with the generation's control tokens, it gives the ids of
+        `prompt` and of the last sample of `render`, but where a text spells a control token or begins with white space
+        that melts into what stands before it.
+        """
+        file = Path(inspect.getfile(type(self))).with_suffix(".jinja")
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
+    @property
     def name(self) -> str:
         """The name that chooses this template in yaml: its file's."""
         return type(self).__module__.rpartition(".")[2]

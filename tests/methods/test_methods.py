@@ -22,7 +22,6 @@ from tiny_runs import ROOT
 from transformers import AutoModelForCausalLM
 
 from glm_lightning.inference.generation import generate, stream
-from glm_lightning.methods.merging import merge
 from glm_lightning.models import prefix
 from glm_lightning.objectives.sft import SFT
 from glm_lightning.types import UserError
@@ -139,29 +138,6 @@ def test_generates_from_what_is_saved_as_from_what_is_live(trained):
     assert live == [answers(trained.network, [prompt])[0] for prompt in prompts]
     pieces = stream(trained.network, prompts[0], tokenizer_decode=spelt, stop_ids=[1], max_new_tokens=6)
     assert "".join(pieces) == spelt(live[0])
-
-
-def test_merged_gives_the_same_logits(trained):
-    saved = trained.saved()
-    quantize = node_of(trained.name).quantize
-    if trained.method.artefact == "model" or trained.name in ELSEWHERE:
-        with pytest.raises(UserError, match="no change of weights"):
-            merge(saved, ids())
-        return
-    if quantize is not None:
-        with pytest.raises(UserError, match="the base is quantised"):
-            merge(saved, ids())
-        saved = peft.PeftModel.from_pretrained(network_of(trained.family), str(trained.folder / "artefact"))
-    before = logits(saved)
-    merged = merge(saved, ids(seed=9), trained=trained.network if quantize else None)
-    assert type(merged.network) is type(network_of(trained.family))
-    measured = float((logits(merged.network) - before).abs().max())
-    assert merged.difference == pytest.approx(measured, abs=1e-6)
-    assert measured < 1e-5
-    assert (merged.from_quantized is None) == (quantize is None)
-    if quantize is not None:
-        assert merged.from_quantized > 1e-3
-        assert "quantised" in merged.told
 
 
 @pytest.mark.parametrize(("name", "family"), CASES, ids=lambda value: value)

@@ -6,7 +6,7 @@ Importing this makes ``AutoConfig``, ``AutoModel`` and ``AutoModelForCausalLM`` 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from glm_lightning.models.chatglm.configuration import ChatGLMConfig, config, is_old
-from glm_lightning.models.chatglm.layout import native, raw_config, save
+from glm_lightning.models.chatglm.layout import constants, native, raw_config
 from glm_lightning.models.chatglm.modeling import ChatGLMForCausalLM, ChatGLMModel
 
 AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
@@ -22,8 +22,8 @@ __all__ = [
     "ChatGLMForCausalLM",
     "ChatGLMModel",
     "config",
+    "constants",
     "is_old",
     "native",
     "raw_config",
-    "save",
 ]

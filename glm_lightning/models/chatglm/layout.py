@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self, final
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from glm_lightning.files import write_json
 from glm_lightning.models.chatglm.configuration import NUM_IMAGE_TOKENS, ChatGLMConfig
 from glm_lightning.models.chatglm.modeling import ChatGLMForCausalLM
 from glm_lightning.models.chatglm.positions import inverse_frequencies
@@ -86,23 +84,8 @@ def native(network: ChatGLMForCausalLM) -> ChatGLMForCausalLM:
     return network
 
 
-def save(network: ChatGLMForCausalLM, folder: Path, *, original: Mapping[str, Any] | None = None) -> None:
-    """Write ``network`` in the official layout: tensors in safetensors shards, bit-equal, and the official config.json.
-
-    Besides the parameters these are the head, which the official files repeat, and the rotary frequencies of each
-    layer, which the official code stores. ``original`` is the config.json that the network was loaded with. The caller
-    makes the folder appear at once.
-    """
-    network.save_pretrained(folder, state_dict=official_tensors(network))
-    write_json(folder / "config.json", raw_config(network.config, original=original))
-
-
-def official_tensors(network: ChatGLMForCausalLM) -> dict[str, Tensor]:
-    """The tensors of the official files by name. The head is a copy where it shares the embeddings' weight."""
-    config = network.config
-    tensors: dict[str, Tensor] = dict(network.state_dict())
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
+def constants(config: ChatGLMConfig) -> dict[str, Tensor]:
+    """What the official code stores and never reads: the rotary frequencies of each layer."""
     frequencies = inverse_frequencies(config.hidden_size // config.num_attention_heads)
-    for index in range(config.num_layers):
-        tensors[f"transformer.layers.{index}.attention.rotary_emb.inv_freq"] = frequencies.clone()
-    return tensors
+    name = "transformer.layers.{}.attention.rotary_emb.inv_freq"
+    return {name.format(index): frequencies.clone() for index in range(config.num_layers)}
