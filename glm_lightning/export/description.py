@@ -54,7 +54,7 @@ def write_generation_config(merging: Merging, folder: Path, *, tokenizer: Tokeni
 def _generation_config(source: Source, network: Any) -> GenerationConfig:
     """How its makers sample from the base, where they say so."""
     try:
-        config = GenerationConfig.from_pretrained(source.location, revision=source.revision)
+        config = GenerationConfig.from_pretrained(source.location, revision=source.revision or "main")
     except OSError:
         config = network.generation_config
     settle_sampling(config)

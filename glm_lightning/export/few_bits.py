@@ -55,21 +55,21 @@ class FewBits:
 
     def _held(self, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
         """Without its bias."""
-        from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+        import bitsandbytes
 
-        given = self.settings
+        given, layers = self.settings, cast(Any, bitsandbytes.nn)
         weight = linear.weight.detach().to(dtype)
+        sizes = (linear.in_features, linear.out_features)
         made: Any
+        how: dict[str, Any]
         if given.load_in_8bit:
             how = {"has_fp16_weights": given.llm_int8_has_fp16_weight}
-            sizes: tuple[Any, ...] = (linear.in_features, linear.out_features, False)
-            made = Linear8bitLt(*sizes, threshold=given.llm_int8_threshold, device="meta", **how)
-            made.weight = Int8Params(weight, requires_grad=False, **how).to(weight.device)
+            made = layers.Linear8bitLt(*sizes, bias=False, threshold=given.llm_int8_threshold, device="meta", **how)
+            made.weight = layers.Int8Params(weight, requires_grad=False, **how).to(weight.device)
         else:
             how = {"quant_type": given.bnb_4bit_quant_type, "compress_statistics": given.bnb_4bit_use_double_quant}
-            sizes = (linear.in_features, linear.out_features, False, linear.weight.dtype)
-            made = Linear4bit(*sizes, device="meta", **how)
-            made.weight = Params4bit(weight, requires_grad=False, module=made, **how).to(weight.device)
+            made = layers.Linear4bit(*sizes, bias=False, compute_dtype=linear.weight.dtype, device="meta", **how)
+            made.weight = layers.Params4bit(weight, requires_grad=False, module=made, **how).to(weight.device)
             quantization.keep_trainable(made)
         # in training mode, int8 would quantise what is quantised
         return cast(nn.Module, made.eval())

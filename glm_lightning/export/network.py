@@ -111,11 +111,12 @@ def _hollow(source: Source, dtype: torch.dtype) -> PreTrainedModel:
             module._buffers[name] = None if buffer is None else torch.zeros_like(buffer, device="cpu")
         if module._non_persistent_buffers_set:
             network._init_weights(module)
-    return network.eval()
+    network.eval()
+    return network
 
 
 @torch.no_grad()
-def _split(layer: LoraLayer, init: str) -> None:
+def _split(layer: Any, init: str) -> None:
     """Take out of the base's weight what the update began with; only then do the two belong together.
 
     Adapters of other tools may be stored so; ours are stored as updates of the whole base.
@@ -130,6 +131,7 @@ def _split(layer: LoraLayer, init: str) -> None:
 def _wrapped(network: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     """What PEFT has put around modules of the part ``path``, the outermost of each, by path."""
     found: list[tuple[str, nn.Module]] = []
+    module: Any
     for name, module in network.get_submodule(path).named_modules(prefix=path):
         inside = any(name.startswith(f"{outer}.") for outer, _ in found)
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:

@@ -78,7 +78,8 @@ class Output:
         """Under the names, and in the shapes, that the files have."""
         tensors = {name: tensor for name, tensor in tensors.items() if not self._is_repeated(name, tensor)}
         layout: Any = self._layout
-        return revert_weight_conversion(layout, tensors)
+        named: dict[str, Tensor] = revert_weight_conversion(layout, tensors)
+        return named
 
     def _is_repeated(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor is left out, for it is tied to one that is written."""

@@ -163,7 +163,7 @@ def _opened(file: Path) -> dict[str, Any]:
     """What gives each tensor of a file when it is indexed with ``...``."""
     try:
         if file.suffix == ".safetensors":
-            opened = safe_open(file, framework="pt")
+            opened: Any = safe_open(file, framework="pt")
             return {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - it is no mapping
         # files of torch before 1.6 are no archives and cannot be mapped
         return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))

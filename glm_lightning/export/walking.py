@@ -53,7 +53,7 @@ def walk(network: PreTrainedModel, parts: list[Part], stages: Stages, probe: Pro
         return _joined(outputs)
 
     for part in parts:
-        network.get_submodule(part.path).forward = partial(forward, part)  # type: ignore[method-assign]
+        network.get_submodule(part.path).forward = partial(forward, part)
     ids, mask = (tensor.repeat(num_stages, 1) for tensor in (probe.ids, probe.mask))
     logits: Tensor = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
     for part in list(waiting.values()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -24,7 +23,7 @@ from glm_lightning.data.plan import Plan
 from glm_lightning.estimate.skeleton import Device, skeleton
 from glm_lightning.inference.loading import words
 from glm_lightning.methods.base import Ingredients, Method
-from glm_lightning.methods.low_rank import SPLITTING
+from glm_lightning.methods.splitting import splits
 from glm_lightning.models import Source, liger, precision
 from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
@@ -231,7 +230,7 @@ def unloaded(
     # A start that is computed from weights needs some; what is held is the same with any other.
     start = str(config.method.get("init"))
     others = {"text": {"init": "vocabulary", "init_text": None}}
-    begun = {"init": "default"} if re.fullmatch(SPLITTING, start) else others.get(start, {})
+    begun = {"init": "default"} if splits(start) else others.get(start, {})
     return cast(Method, made(OmegaConf.merge(config.method, begun), "method", ingredients))
 
 
