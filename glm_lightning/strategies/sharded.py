@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -122,6 +122,13 @@ def _shard(units: Iterable[nn.Module], *, mesh: DeviceMesh, policy: MixedPrecisi
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     # transformers' generate then lets a rank that is done run on until all are
     unit._is_fsdp_managed_module = True  # type: ignore[assignment]
+    unit.register_forward_hook(_in_parts_again)
+
+
+def _in_parts_again(network: FSDPModule, args: Any, output: Any) -> None:
+    """Without a backward pass torch would leave whole what no layer holds, and a checkpoint would take that for it."""
+    if not torch.is_grad_enabled():
+        network.reshard()
 
 
 def fill(unit: nn.Module, device: torch.device) -> None:
