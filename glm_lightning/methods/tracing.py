@@ -91,7 +91,7 @@ def _first(network: nn.Module, loss: Callable[[], Tensor], *, num_rows: int) -> 
             if watch.found is None and not _is_finite(value):
                 watch.found = _Finding("the loss behind the last layer is not finite")
             # Also where it is found already: other ranks may need this one's parts of the network.
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             # What is sharded has been summed over the ranks by now: that is not this rank's finding.
             own = {name: p for name, p in trained.items() if own_part(p) is p}
             bad = [name for name, p in own.items() if not _all_finite([p.grad])]

@@ -79,7 +79,7 @@ class Sharded(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Let the run's CheckpointIO read it on every rank; safetensors are mapped, and not yet read."""
-        return cast("dict[str, Any]", self.checkpoint_io.load_checkpoint(checkpoint_path))
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this rank's part of every trained weight."""
@@ -116,19 +116,19 @@ def _policy(precision: str) -> MixedPrecisionPolicy:
 
 def _shard(units: Iterable[nn.Module], *, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Shard every unit by itself; a device holds its parts of all and one whole unit at most."""
-    index = torch.cuda.current_device() if mesh.device_type == "cuda" else None
+    device = torch.device("cuda", torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
     for unit in units:
-        fill(unit, torch.device(mesh.device_type, index))
+        fill(unit, device)
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     # transformers' generate then lets a rank that is done run on until all are
     unit._is_fsdp_managed_module = True  # type: ignore[assignment]
     unit.register_forward_hook(_in_parts_again)
 
 
-def _in_parts_again(network: FSDPModule, args: Any, output: Any) -> None:
+def _in_parts_again(network: nn.Module, args: Any, output: Any) -> None:
     """Without a backward pass torch would leave whole what no layer holds, and a checkpoint would take that for it."""
     if not torch.is_grad_enabled():
-        network.reshard()
+        cast(FSDPModule, network).reshard()
 
 
 def fill(unit: nn.Module, device: torch.device) -> None:
@@ -136,7 +136,9 @@ def fill(unit: nn.Module, device: torch.device) -> None:
 
     What several modules share stays shared. On the others ``unit`` may be on the meta device.
     """
-    held = [tensors for module in unit.modules() for tensors in (module._parameters, module._buffers)]
+    held: list[dict[str, Any]] = [
+        tensors for module in unit.modules() for tensors in (module._parameters, module._buffers)
+    ]
     places: dict[Tensor, list[tuple[dict[str, Any], str]]] = {}
     for tensors in held:
         for name, tensor in tensors.items():

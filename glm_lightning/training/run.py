@@ -35,6 +35,9 @@ PROVIDED = {
 }
 """Arguments that a run gives itself, so that no yaml has to."""
 
+NOWHERE = ((None, None), (None, "auto"))
+"""Values of ``run_dir`` and ``resume`` that leave the folder to the time of day."""
+
 CHILD_RUN_DIR = "GLM_LIGHTNING_RUN_DIR"
 """Tells the ranks that Lightning starts which folder the first one chose."""
 
@@ -56,8 +59,7 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     """
     console.quiet()
     of_first, launched = _folder_of_first(), launching.launch()
-    is_one_of_many = launched is not None and launched.world_size > 1
-    if is_one_of_many and config.run_dir is None and config.resume in (None, "auto"):
+    if launched is not None and launched.world_size > 1 and (config.run_dir, config.resume) in NOWHERE:
         raise UserError(f"run_dir is null: ranks that {launched.by} starts must share one folder; give run_dir=...")
     restarted = launched is not None and launched.restarts > 0
     config = resuming.resolve(config, overrides, of_first=of_first, restarted=restarted)
