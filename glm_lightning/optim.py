@@ -21,8 +21,10 @@ def parameter_groups(named_parameters: NamedParameters, *, weight_decay: float) 
     Sorted by name, so that the order in a checkpoint does not depend on how a network was built.
     """
     named = sorted((item for item in named_parameters if item[1].requires_grad), key=lambda item: item[0])
-    matrices = [parameter for _, parameter in named if parameter.squeeze().ndim >= 2]
-    vectors = [parameter for _, parameter in named if parameter.squeeze().ndim < 2]
+    # by the shape: what is sharded cannot be squeezed
+    is_matrix = {name: sum(size > 1 for size in parameter.shape) >= 2 for name, parameter in named}
+    matrices = [parameter for name, parameter in named if is_matrix[name]]
+    vectors = [parameter for name, parameter in named if not is_matrix[name]]
     groups: list[dict[str, object]] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -42,6 +42,12 @@ def problems(config: DictConfig) -> Iterator[str]:
     name = config.trainer.strategy
     if OmegaConf.is_config(name):
         return
+    if str(name).startswith("deepspeed"):
+        yield (
+            f"trainer.strategy is {name}: DeepSpeed's checkpoints are pickles, which are never read or written here; "
+            "use trainer=fsdp, which holds weights, gradients and averages in parts as ZeRO-3 does"
+        )
+        return
     if name not in NAMES:
         yield f"trainer.strategy is {name}: must be one of {', '.join(NAMES)}{hint(name, NAMES)}"
         return
@@ -58,6 +64,14 @@ def refusal(method: type[Method], strategy: str, *, quantize: str | None) -> str
     if strategy in SHARDING and quantize is not None:
         return "quantised layers are not sharded; use trainer=ddp, or quantize=null with method=lora"
     return method.refused_strategies.get(strategy)
+
+
+def table(methods: Mapping[str, type[Method]]) -> Iterator[tuple[str, ...]]:
+    """Method by strategy (one device, ddp, fsdp, a quantised base on one device or with ddp): ``yes`` or ``no``."""
+    for name, method in sorted(methods.items()):
+        needs_bits = name == "qlora"
+        cells = [refusal(method, strategy, quantize="nf4" if needs_bits else None) is None for strategy in NAMES]
+        yield (name, *("yes" if works else "no" for works in (*cells, method.on_quantized)))
 
 
 def _of_sharding(config: DictConfig) -> Iterator[str]:

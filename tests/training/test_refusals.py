@@ -317,7 +317,7 @@ def test_exit_code_two_and_no_traceback(overrides, tmp_path, more, messages):
         ("data.num_workers=-1", "data.num_workers is -1"),
         ("data.train=[]", "data.train is an empty list"),
         ("seed=-1", "seed is -1"),
-        ("trainer.strategy=ddpp", "trainer: "),
+        ("trainer.strategy=ddpp", "trainer.strategy is ddpp: must be one of auto, ddp, fsdp"),
         ("run_dir=/proc/nowhere/run", "run_dir is '/proc/nowhere/run'"),
     ],
 )
@@ -332,6 +332,8 @@ def test_all_values_outside_their_range_at_once(refused):
 
 @pytest.mark.parametrize("method", ["lora", "ptuning_v2", "qlora"])
 def test_a_quantised_base_is_not_sharded(refused, method):
-    (problem,) = refused(f"method={method}", "quantize=int8", "trainer.strategy=fsdp")
+    (problem,) = refused(
+        f"method={method}", "quantize=int8", "trainer.strategy=fsdp", "trainer.devices=2", "optimizer=adamw"
+    )
     assert "trainer.strategy is fsdp" in problem
     assert "trainer=ddp" in problem
