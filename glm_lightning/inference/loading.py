@@ -99,13 +99,24 @@ class GLM:
 
         White space at the start is left out.
         """
+        yield from self.stream_prompt(
+            self.prompt(messages, tools, thinking=thinking),
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        )
+
+    def stream_prompt(
+        self, prompt_ids: list[int], *, max_new_tokens: int, sampling: Sampling, draw: int = 0
+    ) -> Iterator[str]:
+        """As `stream`, behind ids that `prompt` has made; ``draw`` numbers the answers that one seed draws."""
         pieces = stream(
             self.model,
-            self.prompt(messages, tools, thinking=thinking),
+            prompt_ids,
             tokenizer_decode=self.tokenizer.decode,
             stop_ids=self.stop_ids,
             max_new_tokens=max_new_tokens,
-            sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+            sampling=sampling,
+            draw=draw,
         )
         started = False
         for piece in pieces:
