@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -147,7 +146,7 @@ class Chat:
         return True
 
     def _reset(self, _: str) -> None:
-        self._session.turns.clear()
+        self._session.forget()
         self._screen.note("(forgotten)")
 
     def _retry(self, _: str) -> None:
@@ -163,7 +162,7 @@ class Chat:
         self._screen.say(self._session.system or "(no system turn)")
 
     def _params(self, text: str) -> None:
-        self._session.params = self._session.params.changed(shlex.split(text))
+        self._session.params = self._session.params.changed(text.split())
         self._screen.say(str(self._session.params))
 
     def _save(self, text: str) -> None:

@@ -149,6 +149,11 @@ class Session:
             turn["tool_calls"] = [{"type": "function", "function": call} for call in calls]
         self.turns.append(turn)
 
+    def forget(self) -> None:
+        """Begin anew; what was saved is kept."""
+        self.turns.clear()
+        self._file = None
+
     def take_back(self) -> bool:
         """Go back to where the last question was asked; whether there was one."""
         asked = [number for number, turn in enumerate(self.turns) if turn["role"] == "user"]
