@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
@@ -107,7 +107,7 @@ class GLM:
 
     def stream_prompt(
         self, prompt_ids: list[int], *, max_new_tokens: int, sampling: Sampling, draw: int = 0
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """As `stream`, behind ids that `prompt` has made; ``draw`` numbers the answers that one seed draws."""
         pieces = stream(
             self.model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, final
@@ -125,7 +125,7 @@ class Session:
             )
         return prompt
 
-    def answer(self, prompt: Prompt) -> Iterator[str]:
+    def answer(self, prompt: Prompt) -> Generator[str, None, None]:
         """The pieces of the next answer, which `take` takes when they have come."""
         self._drawn += 1
         return self.glm.stream_prompt(
