@@ -135,7 +135,7 @@ def _wrapped(network: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     for name, module in network.get_submodule(path).named_modules(prefix=path):
         inside = any(name.startswith(f"{outer}.") for outer, _ in found)
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
-            found.append((name, module))
+            found.append((name, cast(nn.Module, module)))
     return found
 
 
