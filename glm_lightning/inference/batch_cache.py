@@ -35,8 +35,7 @@ class BatchCache(Cache):
         self.lengths = list(lengths)
         self.start = self.end = 0
         self._capacity = (len(lengths), max(lengths, default=0) + ROOM if room is None else room)
-        layers = [_Layer(self) for _ in range(_num_layers(config))]
-        super().__init__(layers=layers)  # type: ignore[no-untyped-call]
+        super().__init__(layers=[_Layer(self) for _ in range(_num_layers(config))])
 
     @property
     def width(self) -> int:
@@ -143,7 +142,7 @@ class _Layer(CacheLayerMixin):
     values: Tensor
 
     def __init__(self, batch: BatchCache) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._batch = batch
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
