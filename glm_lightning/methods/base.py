@@ -27,7 +27,7 @@ from glm_lightning.models.quantization import Quantize
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.supervised import refuse_leaks
 from glm_lightning.optim import NamedParameters
-from glm_lightning.strategies.parts import assign, gathered, own_part, whole
+from glm_lightning.strategies.parts import assign, gathered, whole
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Batch, UserError
 
@@ -127,9 +127,9 @@ class Method(pl.LightningModule, ABC):
 
     # -- building
 
-    def examine(self, skeleton: PreTrainedModel, *, is_sharded: bool = False) -> None:
+    def examine(self, skeleton: PreTrainedModel) -> None:
         """Raise one `UserError` with all that is wrong with this method on this network, given on the meta device."""
-        problems = [*self.wrong_if_sharded()] if is_sharded else []
+        problems = []
         quantize = self.ingredients.quantize
         if quantize is not None and not self.on_quantized:
             problems.append(
@@ -201,19 +201,6 @@ class Method(pl.LightningModule, ABC):
         """Give every parameter that is trained its value of a checkpoint."""
         for name, parameter in self.trained().items():
             assign(parameter, values[name])
-
-    def put_together(self) -> None:
-        """Where weights are sharded: the first rank gets a network with all that was trained, the others none."""
-        trained, notices = {name: p.detach() for name, p in self.trained().items()}, self.notices
-        if all(own_part(p) is p for p in trained.values()):
-            return
-        is_first = self.trainer.is_global_zero
-        values = gathered(trained, keep=is_first)
-        self.network = None
-        if is_first:
-            self.configure_model()
-            self.take(values)
-        self.notices = notices
 
     def units(self) -> Iterator[nn.Module]:
         """What is put together at once where weights are sharded: each layer, then the network with all the rest."""

@@ -8,11 +8,27 @@ from typing import Any
 from omegaconf import DictConfig
 
 from glm_lightning.files import atomic_folder, write_json, write_text
+from glm_lightning.methods.base import Method
 from glm_lightning.models.source import DEMO
 from glm_lightning.runs import RunFolder
 from glm_lightning.runs.folder import environment
+from glm_lightning.strategies.parts import gathered, own_part
 from glm_lightning.training.console import knobs
 from glm_lightning.training.parts import Parts
+
+
+def put_together(method: Method) -> None:
+    """Where weights are sharded: the first rank gets a network with all that was trained, the others none."""
+    trained, notices = {name: p.detach() for name, p in method.trained().items()}, [*method.notices]
+    if all(own_part(p) is p for p in trained.values()):
+        return
+    is_first = method.trainer.is_global_zero
+    values = gathered(trained, keep=is_first)
+    method.network = None
+    if is_first:
+        method.configure_model()
+        method.take(values)
+    method.notices = notices  # the network's have been told
 
 
 def leave_artefact(config: DictConfig, folder: RunFolder, parts: Parts, report: dict[str, Any]) -> None:

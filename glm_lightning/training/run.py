@@ -24,7 +24,7 @@ from glm_lightning.callbacks import Throughput
 from glm_lightning.files import digest, lock, write_json
 from glm_lightning.runs import RunFolder, checkpoints
 from glm_lightning.training import console, failures, launching, resuming
-from glm_lightning.training.artefact import leave_artefact
+from glm_lightning.training.artefact import leave_artefact, put_together
 from glm_lightning.training.build import build
 from glm_lightning.training.parts import Parts
 from glm_lightning.types import UserError
@@ -175,7 +175,7 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
     examination = parts.examination
     callbacks: list[Callback] = parts.trainer.callbacks  # type: ignore[attr-defined]
     throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
-    parts.method.put_together()
+    put_together(parts.method)
     if parts.trainer.is_global_zero:
         report = {
             "before": examination.before,
