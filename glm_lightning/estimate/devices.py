@@ -6,9 +6,11 @@ doubling that data sheets give for sparse matrices.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from glm_lightning.config.nearest import by_likeness
+from glm_lightning.estimate.tracing import Kernels
 from glm_lightning.types import UserError
 
 GIB = 2**30
@@ -29,26 +31,27 @@ class Device:
 
     name: str
     gib: float
-    rate: float
+    rate: float | None  # None: not known
     source: str
+    is_old: bool = False  # before Ampere: neither bfloat16 nor flash attention
 
     @property
     def room(self) -> int:
         """Bytes that are left to a run's tensors."""
-        return room(int(self.gib * GIB))
+        return int((self.gib * GIB - CONTEXT) / (1 + FRAGMENTS))
 
-
-def room(capacity: int) -> int:
-    """Bytes that a GPU of ``capacity`` bytes leaves to tensors."""
-    return int((capacity - CONTEXT) / (1 + FRAGMENTS))
+    @property
+    def kernels(self) -> Kernels:
+        """Whose are followed when memory is counted."""
+        return "cuda_math" if self.is_old else "cuda"
 
 
 _AMPERE = "NVIDIA A100 data sheet"
 _HOPPER = "NVIDIA H100 data sheet, half of the sparse rate"
 DEVICES = (
-    Device("T4", 16, 65e12, "NVIDIA T4 data sheet, float16"),
-    Device("V100 16GB", 16, 125e12, "NVIDIA V100 data sheet, float16"),
-    Device("V100 32GB", 32, 125e12, "NVIDIA V100 data sheet, float16"),
+    Device("T4", 16, 65e12, "NVIDIA T4 data sheet, float16", is_old=True),
+    Device("V100 16GB", 16, 125e12, "NVIDIA V100 data sheet, float16", is_old=True),
+    Device("V100 32GB", 32, 125e12, "NVIDIA V100 data sheet, float16", is_old=True),
     Device("RTX 3090", 24, 71e12, "NVIDIA GA102 whitepaper"),
     Device("RTX 4090", 24, 165.2e12, "NVIDIA Ada whitepaper"),
     Device("RTX 5090", 32, 209.5e12, "NVIDIA RTX Blackwell whitepaper"),
@@ -75,3 +78,16 @@ def find(name: str) -> Device:
             return device
     nearest = ", ".join(by_likeness(name, [device.name for device in DEVICES]))
     raise UserError(f"--device is {name!r}: must be one of {nearest} (nearest first); or give --memory 24GB")
+
+
+def of_memory(text: str) -> Device:
+    """Some GPU of a size such as ``24GB``, ``24GiB``, ``22000MiB`` or ``24``; GB are taken for what cards call so.
+
+    Raises:
+        UserError: it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([gm])i?b?)?\s*", text.lower())
+    gib = 0.0 if found is None else float(found[1]) / (1024 if found[2] == "m" else 1)
+    if not gib:
+        raise UserError(f"--memory is {text!r}: must be a size above 0, such as 24GB or 24000MiB")
+    return Device(f"a GPU of {gib:g} GiB", gib, None, "as asked")

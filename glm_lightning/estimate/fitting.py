@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from glm_lightning.estimate.memory import Memory
-
-SHALLOW, DEEPER = 3, 4
-"""Layers of the two networks from which a deep one is extrapolated: each layer adds the same."""
+from glm_lightning.estimate.memory import Memory, Network
+from glm_lightning.estimate.tracing import Shape, Trace, extended
 
 MOST_ROWS = 4096
 """Rows above which nobody asks whether they fit."""
@@ -17,29 +14,30 @@ MOST_ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How many rows of one length a device holds, and what they take."""
+    """How many rows of one length a device holds at once, and what they take; what one takes where none fits."""
 
-    rows: int  # 0: not even one
-    one_row: int  # bytes at one row
-    used: int  # bytes at ``rows``, or at one row where it does not fit
+    rows: int
+    memory: Memory
 
 
-def fit(peak: Callable[[int, int], int], *, num_layers: int, capacity: int) -> Fit:
-    """The most rows whose peak stays within ``capacity`` bytes; ``peak(layers, rows)`` is traced on shallow networks.
+def fit(network: Network, *, length: int, supervised: float, capacity: int, accumulates: bool) -> Fit:
+    """The most rows of ``length`` positions that fit into ``capacity`` bytes, a share ``supervised`` of them learned.
 
-    Memory is linear in layers and, between one and two rows, in rows; the extrapolation takes both as exact.
+    Traced with one row and with two: each further row takes the same in each stage. (Where one row's logits are less
+    than a chunk of the loss they grow more slowly later, and some more rows would fit.)
     """
 
-    def deep(rows: int) -> float:
-        if num_layers <= DEEPER:
-            return peak(num_layers, rows)
-        first, second = peak(SHALLOW, rows), peak(DEEPER, rows)
-        return first + (num_layers - SHALLOW) * (second - first)
+    def traced(rows: int) -> Trace:
+        shape = Shape(rows, length, max(1, round(rows * length * supervised)))
+        return network.trace(shape, accumulates=accumulates)
 
-    one, two = deep(1), deep(2)
-    a_row = max(1.0, two - one)
-    rows = min(MOST_ROWS, 1 + math.floor((capacity - one) / a_row)) if one <= capacity else 0
-    return Fit(rows=rows, one_row=int(one), used=int(one + (max(rows, 1) - 1) * a_row))
+    one, two = traced(1), traced(2)
+    room = capacity - network.weights
+    if max(one.peaks.values()) > room:
+        return Fit(0, network.of(one))
+    more = ((room - most) // (two.peaks[stage] - most) for stage, most in one.peaks.items() if two.peaks[stage] > most)
+    rows = 1 + min(MOST_ROWS - 1, *more)
+    return Fit(rows, network.of(extended(one, two, more=rows - 1)))
 
 
 def on_devices(memory: Memory, *, strategy: str, devices: int) -> int:
@@ -48,7 +46,6 @@ def on_devices(memory: Memory, *, strategy: str, devices: int) -> int:
     DDP keeps a copy of the gradients for its exchange; sharding strategies spread weights, gradients and optimizer
     states over the devices (Rajbhandari et al. 2020, arXiv:1910.02054).
     """
-    states = memory.weights + memory.gradients + memory.optimizer
     if devices > 1 and strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        return memory.peak - states + -(-states // devices)
+        return memory.peak - memory.held + math.ceil(memory.held / devices)
     return memory.peak + (memory.gradients if devices > 1 else 0)

@@ -1,93 +1,131 @@
-"""What a run holds in memory, part by part."""
+"""What a run holds in memory, part by part and moment by moment."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, final
 
 import torch
+from torch import nn
 
+from glm_lightning.estimate.depth import deep
 from glm_lightning.estimate.skeleton import num_bytes
-from glm_lightning.estimate.tracing import Shape, trace, trace_answers
+from glm_lightning.estimate.tracing import Answers, Kernels, Shape, Stage, Trace, trace
 from glm_lightning.methods.base import Method
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What Lightning's mixed precisions compute in."""
 
+_CAST = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""What its true precisions make of everything; ``32-true`` leaves everything as it is."""
 
+_MOMENTS: Mapping[str, Stage] = {
+    "forward pass": "forward",
+    "output layer and loss": "head",
+    "optimizer's step": "step",
+    "validation": "validation",
+    "reading test prompts": "prompts",
+    "answering test rows": "answers",
+}
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes on one device.
 
-    ``activations`` is what the layers keep for the backward pass when the output layer begins; ``working`` the rest of
-    the peak: inside the output layer and the loss, or in the backward pass, or in the optimizer's step, whichever takes
-    most. ``head`` is what output layer and loss take while they run, a part of ``working`` if they are what takes most.
+    ``activations`` are what the layers keep for the backward pass, ``head`` what the output layer and the loss take
+    beyond them. Not all parts are there at the same time: ``moments`` says how much is alive when, all parts included.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    working: int
     head: int
-    flops: int  # of one forward and backward pass over the micro-batch
+    moments: Mapping[str, int]
     trained: int  # parameters
-    answers: int | None = None  # activations and cache while test rows are answered
-
-    @property
-    def training(self) -> int:
-        """Peak of a training step."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.working
-
-    @property
-    def evaluation(self) -> int:
-        """Peak while test rows are answered after the last step, whose gradients are still there."""
-        return 0 if self.answers is None else self.weights + self.gradients + self.optimizer + self.answers
+    flops: int  # of one forward and backward pass over the micro-batch
 
     @property
     def peak(self) -> int:
-        """Peak of the run."""
-        return max(self.training, self.evaluation)
+        """The most that is alive at any moment."""
+        return max(self.moments.values())
+
+    @property
+    def when(self) -> str:
+        """The moment of the peak."""
+        return max(self.moments, key=self.moments.__getitem__)
+
+    @property
+    def held(self) -> int:
+        """What is there in every step, however small a micro-batch is."""
+        return self.weights + self.gradients + self.optimizer
 
 
-def measure(method: Method, shape: Shape, *, precision: str, accumulates: bool) -> Memory:
-    """What training ``method`` takes on a micro-batch of ``shape``, from shapes alone.
+@final
+class Network:
+    """The network of a run without its weights: what it takes can be asked again and again.
 
-    The method is a new one, whose ``ingredients.load`` gives a `skeleton`; it is used up.
+    Args:
+        method: a new one, whose ``ingredients.load`` gives a `skeleton`.
+        precision: Lightning's name.
+        kernels: whose are followed.
     """
-    network = _adapted(method)
-    trained = sum(parameter.numel() for parameter in method.trained().values())
-    weights = num_bytes(network)
-    traced = trace(
-        network,
-        shape,
-        loss=method.ingredients.objective.loss,
-        make_optimizer=lambda: method.ingredients.optimizer(network.named_parameters()),
-        autocast=AUTOCAST.get(precision),
-        accumulates=accumulates,
-    )
-    beyond = max(traced.peak, traced.gradients + traced.step) - traced.gradients
-    activations = min(traced.kept, beyond)
-    return Memory(
-        weights=weights,
-        gradients=traced.gradients,
-        optimizer=traced.optimizer,
-        activations=activations,
-        working=beyond - activations,
-        head=traced.head,
-        flops=traced.flops,
-        trained=trained,
-    )
 
+    def __init__(self, method: Method, *, precision: str, kernels: Kernels = "cpu") -> None:
+        method.configure_model()
+        if precision in _CAST:
+            method.to(_CAST[precision])
+        self._method, self._autocast, self._kernels = method, AUTOCAST.get(precision), kernels
+        self.weights = num_bytes(self._network) + method.num_bytes_kept
+        self.trained = sum(parameter.numel() for parameter in method.trained().values())
 
-def measure_answers(method: Method, *, rows: int, length: int, precision: str) -> int:
-    """Bytes beside weights, gradients and optimizer while ``rows`` prompts are answered, ``length`` positions in all.
+    @property
+    def _network(self) -> nn.Module:
+        assert self._method.network is not None
+        return self._method.network
 
-    As with `measure`, the method is a new one and used up.
-    """
-    return trace_answers(_adapted(method), rows=rows, length=length, autocast=AUTOCAST.get(precision))
+    def trace(self, shape: Shape, **parts: Any) -> Trace:
+        """What a micro-batch of ``shape`` takes; ``parts`` as `tracing.trace` names them."""
+        network, ingredients = self._network, self._method.ingredients
+        return deep(
+            network,
+            lambda: trace(
+                network,
+                shape,
+                loss=ingredients.objective.loss,
+                make_optimizer=lambda: ingredients.optimizer(network.named_parameters()),
+                autocast=self._autocast,
+                kernels=self._kernels,
+                **parts,
+            ),
+        )
 
+    def memory(
+        self,
+        shape: Shape,
+        *,
+        accumulates: bool,
+        validation: Shape | None = None,
+        answers: Answers | None = None,
+    ) -> Memory:
+        """What a run takes; arguments as those of `tracing.trace`."""
+        return self.of(self.trace(shape, accumulates=accumulates, validation=validation, answers=answers))
 
-def _adapted(method: Method) -> torch.nn.Module:
-    method.configure_model()
-    assert method.network is not None
-    return method.network
+    def of(self, traced: Trace) -> Memory:
+        """What a run takes whose step was traced."""
+        peaks = traced.peaks
+        backward = max(most for stage, most in peaks.items() if isinstance(stage, int))
+        alive = {name: peaks[stage] for name, stage in _MOMENTS.items() if stage in peaks} | {"backward pass": backward}
+        return Memory(
+            weights=self.weights,
+            gradients=traced.gradients,
+            optimizer=traced.optimizer,
+            activations=traced.kept,
+            head=peaks["head"] - traced.kept - traced.gradients - traced.optimizer,
+            moments={name: self.weights + most for name, most in alive.items()},
+            trained=self.trained,
+            flops=traced.flops,
+        )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from glm_lightning.models import Source
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.source import WeightsDtype
-
-Device = Literal["meta", "cpu"]
 
 BLOCK = 64
 """Weights that share a scale in bitsandbytes' 4-bit types."""
@@ -24,17 +22,14 @@ SCALES = 256
 """Scales that share a scale of their own where they are quantised, too (Dettmers et al. 2023, arXiv:2305.14314)."""
 
 
-def skeleton(source: Source, *, dtype: WeightsDtype, device: Device = "meta") -> PreTrainedModel:
-    """A network of its own, as ``source.load(dtype=dtype)`` gives it; layers in few bits are `InFewBits`.
+def skeleton(source: Source, *, dtype: WeightsDtype) -> PreTrainedModel:
+    """A network of its own on the meta device, as ``source.load(dtype=dtype)`` gives it, without weights.
 
-    On the meta device it has no weights, on the CPU random ones.
+    Layers in few bits are `InFewBits`.
     """
     chosen = source.dtype if source.dtype != "auto" else dtype
     held = source.stored_dtype if chosen == "auto" else getattr(torch, chosen)
-    # a source remembers its skeleton, and adapting one changes it
-    anew = replace(source)
-    vars(anew)["config"] = source.config
-    network = anew.skeleton if device == "meta" else _random(source)
+    network = _anew(source, source.config).skeleton
     for parameter in network.parameters():
         parameter.data = parameter.data.to(held)
     if source.attention == "eager":
@@ -46,8 +41,19 @@ def skeleton(source: Source, *, dtype: WeightsDtype, device: Device = "meta") ->
     return network
 
 
-def _random(source: Source) -> PreTrainedModel:
-    return cast(PreTrainedModel, AutoModelForCausalLM.from_config(source.config))
+def shallow(source: Source, *, num_layers: int, vocabulary: int) -> PreTrainedModel:
+    """The same network with fewer layers and tokens, of its stored type, on the meta device."""
+    config = copy.deepcopy(source.config)
+    config.num_hidden_layers = num_layers
+    config.vocab_size, config.pad_token_id = vocabulary, 0
+    return _anew(source, config).skeleton
+
+
+def _anew(source: Source, config: Any) -> Source:
+    """``source`` with a skeleton of its own: it remembers one, and adapting one changes it."""
+    anew = replace(source)
+    vars(anew)["config"] = config
+    return anew
 
 
 def num_bytes(network: nn.Module) -> int:
@@ -55,17 +61,6 @@ def num_bytes(network: nn.Module) -> int:
     narrow = {id(m.weight): m.num_bytes for m in network.modules() if isinstance(m, InFewBits)}
     held: dict[int, Tensor] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return sum(narrow.get(key, tensor.numel() * tensor.element_size()) for key, tensor in held.items())
-
-
-def shortened(source: Source, *, layers: int, vocabulary: int | None = None) -> Source:
-    """The same network with fewer layers and, where asked for, fewer tokens."""
-    config = copy.deepcopy(source.config)
-    config.num_hidden_layers = layers
-    if vocabulary is not None:
-        config.vocab_size, config.pad_token_id = vocabulary, 0
-    short = replace(source)
-    vars(short)["config"] = config  # where it is remembered
-    return short
 
 
 class InFewBits(nn.Linear):

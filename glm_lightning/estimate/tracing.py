@@ -8,20 +8,31 @@ kernel knows (its scratch space) is not seen.
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel, masking_utils
 
+from glm_lightning.estimate.alive import Alive
+from glm_lightning.methods import layers
+from glm_lightning.models import cpu_attention
 from glm_lightning.models.prefix import attention
 from glm_lightning.types import Batch, Loss
+
+Kernels = Literal["cpu", "cuda", "cuda_math"]
+"""Whose kernels are followed: a GPU's before Ampere have no flash attention, and write its scores out."""
+
+Stage = Literal["forward", "head", "step", "validation", "prompts", "answers"] | int
+"""``forward`` up to the output layer, ``head`` in it and in the loss, the number of a layer: in its backward pass; the
+optimizer's ``step``; ``validation``; ``prompts`` of test rows are read, and ``answers`` given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,53 +51,38 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """What a training step held, in bytes, weights and optimizer states left out, and what it computed."""
+class Answers:
+    """Test rows that are answered at once: the positions of the longest prompt, and of the longest answer."""
 
-    kept: int  # alive when the output layer begins: what the backward pass needs, the last step's gradients left out
-    head: int  # most alive inside the output layer and the loss, beyond `kept`
-    peak: int  # most alive at any time, gradients included
+    rows: int
+    prompt: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a run held, in bytes, the network's own weights left out, and what it computed."""
+
     gradients: int  # of everything trained
     optimizer: int  # states of the optimizer after a step
-    step: int  # most that the optimizer's step takes for itself beside its states
-    flops: int  # floating-point operations of the matrix products, forwards and backwards
+    kept: int  # what the backward pass needs, when the output layer begins
+    peaks: Mapping[Stage, int]  # most alive in each stage, gradients and optimizer included where they are there
+    flops: int  # floating-point operations of one micro-batch, forwards and backwards
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is entered, until they are freed."""
+def extended(few: Trace, one_more: Trace, *, more: int) -> Trace:
+    """``few`` with ``more`` of what ``one_more`` has one more of, each of which takes the same in every stage."""
 
-    def __init__(self, known: Sequence[Tensor] = ()) -> None:
-        """``known`` are tensors whose bytes do not count."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._sizes: dict[int, int] = {}
+    def number(small: int, large: int) -> int:
+        return small + more * (large - small)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operation and count what it has made; views share the bytes of what they look at."""
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known or key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
-
-    def restart(self) -> None:
-        """Forget the peak so far."""
-        self.peak = self.now
+    return Trace(
+        gradients=number(few.gradients, one_more.gradients),
+        optimizer=number(few.optimizer, one_more.optimizer),
+        kept=number(few.kept, one_more.kept),
+        peaks={stage: number(most, one_more.peaks[stage]) for stage, most in few.peaks.items()},
+        flops=number(few.flops, one_more.flops),
+    )
 
 
 def trace(
@@ -95,90 +91,143 @@ def trace(
     *,
     loss: Callable[[nn.Module, Batch], Loss],
     make_optimizer: Callable[[], torch.optim.Optimizer],
-    autocast: torch.dtype | None,
-    accumulates: bool,
+    autocast: torch.dtype | None = None,
+    accumulates: bool = False,
+    validation: Shape | None = None,
+    answers: Answers | None = None,
+    kernels: Kernels = "cpu",
 ) -> Trace:
-    """A training step of ``network`` (adapted, on the meta device, and used up by this) on a micro-batch of ``shape``.
+    """A training step of ``network`` on a micro-batch, and a micro-batch of validation and of answers behind it.
 
-    ``make_optimizer`` is called when the parameters are fake; ``autocast`` is the type of a mixed precision. A run that
-    ``accumulates`` holds the step's gradients through its later micro-batches; any other holds the last step's until
-    its backward pass begins.
+    Args:
+        network: adapted, on the meta device.
+        shape: of the micro-batch.
+        loss: of the objective.
+        make_optimizer: called when the parameters are fake.
+        autocast: the type of a mixed precision.
+        accumulates: whether a step has several micro-batches. Then its gradients are held while the later ones run; any
+            other run holds the last step's until its own backward pass begins.
+        validation: the largest micro-batch of validation, if there is any.
+        answers: the largest batch of answers, if there is any.
+        kernels: whose are followed.
     """
-    # What networks build at their first pass, such as masks, need not be fake from the beginning.
-    with FakeTensorMode(allow_non_fake_inputs=True), _without_contents(network) as held, _written_triangles():
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        alive, flops = Alive(held), FlopCounterMode(display=False)
-        with alive:
-            for parameter in trained:
+    with _without_contents(network, kernels) as alive:
+        run = _Run(network, alive, loss=loss, autocast=autocast)
+        run.begin(make_optimizer, foreach=kernels != "cpu")
+        run.learn(shape, accumulates=accumulates)
+        if validation is not None:
+            run.validate(validation)
+        if answers is not None:
+            run.answer(answers)
+    return Trace(run.gradients, run.optimizer, run.kept, alive.peaks, run.flops)
+
+
+class _Run:
+    """The parts of a run, in their order, on a network of fake tensors."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        alive: Alive,
+        *,
+        loss: Callable[[nn.Module, Batch], Loss],
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._network, self._alive, self._loss, self._autocast = network, alive, loss, autocast
+        self._trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._states: Any = None
+        self.gradients = self.optimizer = self.kept = self.flops = 0
+
+    def begin(self, make_optimizer: Callable[[], torch.optim.Optimizer], *, foreach: bool) -> None:
+        """Gradients are there, and the optimizer takes a step."""
+        self._give_gradients()
+        self.gradients = self._alive.now
+        self._alive.enter_stage("step")
+        self._states = optimizer = make_optimizer()  # its states live as long as it does
+        if type(optimizer).__module__.startswith("bitsandbytes"):
+            _make_states(optimizer)  # its step itself reads memory, of which there is none
+        else:
+            for group in optimizer.param_groups:
+                # what torch chooses on a GPU where nothing else is asked for
+                group["foreach"] = foreach and not group.get("fused") and group.get("foreach") is not False
+            optimizer.step()
+        self.optimizer = self._alive.now - self.gradients
+
+    def learn(self, shape: Shape, *, accumulates: bool) -> None:
+        """One micro-batch forwards and backwards."""
+        alive = self._alive
+        before, flops = alive.now, alive.flops
+        alive.enter_stage("forward")
+        # what transformers asks is whether rows hold one sample
+        alive.answer = not shape.packed
+        self._network.train()
+        with self._watched(), self._mixed():
+            batch = _batch(shape)
+            total = self._loss(self._network, batch).total
+        self.kept -= before
+        if not accumulates:
+            for parameter in self._trained:
+                parameter.grad = None
+        total.backward()
+        self.flops = alive.flops - flops
+
+    def validate(self, shape: Shape) -> None:
+        """One micro-batch forwards, while the last step's gradients are still there."""
+        self._give_gradients()
+        self._alive.enter_stage("validation")
+        self._alive.answer = not shape.packed
+        self._network.eval()
+        with torch.no_grad(), self._mixed():
+            self._loss(self._network, _batch(shape))
+
+    def answer(self, answers: Answers) -> None:
+        """Prompts of several lengths are read into a cache, and the last token of the longest answer is chosen."""
+        self._give_gradients()
+        self._alive.enter_stage("prompts")
+        # what transformers asks is whether nothing is padded
+        self._alive.answer = False
+        network: Any = self._network.eval()
+        with torch.no_grad(), self._mixed():
+            ids = torch.empty((answers.rows, answers.prompt), dtype=torch.int64)
+            mask = torch.empty_like(ids)
+            cache = network(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1).cache
+            self._alive.enter_stage("answers")
+            for number, layer in enumerate(cache.layers):
+                if layer.is_initialized:
+                    last = (held[:, :, :1].expand(-1, -1, answers.new, -1) for held in (layer.keys, layer.values))
+                    cache.update(*last, number)
+
+    def _give_gradients(self) -> None:
+        for parameter in self._trained:
+            if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
-            gradients = alive.now
-            optimizer = make_optimizer()  # whose states live as long as this name
-            optimizer_bytes, step = _stepped(alive, optimizer)
-            with flops, _mixed(autocast):
-                kept, head, peak = _passes(network, _batch(shape), loss, alive, trained, accumulates=accumulates)
-    return Trace(
-        kept=kept - optimizer_bytes - gradients,
-        head=head,
-        peak=peak - optimizer_bytes,
-        gradients=gradients,
-        optimizer=optimizer_bytes,
-        step=step,
-        flops=flops.get_total_flops(),
-    )
 
+    def _mixed(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._autocast is None else torch.autocast("cpu", dtype=self._autocast)
 
-def trace_answers(network: nn.Module, *, rows: int, length: int, autocast: torch.dtype | None) -> int:
-    """Most bytes alive while ``rows`` prompts are read into a cache; ``length`` positions, the answers' among them.
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Tell the stages of a forward pass, and of the backward pass that follows it, from one another."""
+        network = cast(PreTrainedModel, self._network)
+        handles = [
+            block.register_forward_hook(functools.partial(self._leaves_block, number))
+            for number, block in enumerate(layers.blocks(network))
+        ]
+        handles.append(network.get_output_embeddings().register_forward_pre_hook(self._enters_head))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    Reading is what takes most: of the tokens that follow, each is one position. ``network`` is used up by this.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True), _without_contents(network) as held:
-        alive = Alive(held)
-        with alive, torch.no_grad(), _written_triangles(), _mixed(autocast):
-            ids = torch.empty((rows, length), dtype=torch.int64)
-            network.eval()(input_ids=ids, use_cache=True, logits_to_keep=1)
-    return alive.peak
+    def _leaves_block(self, number: int, block: nn.Module, inputs: Any, output: Any) -> None:
+        states = output if isinstance(output, Tensor) else output[0]
+        if states.requires_grad:
+            states.register_hook(lambda gradient: self._alive.enter_stage(number))
 
-
-def _passes(
-    network: nn.Module,
-    batch: Batch,
-    loss: Callable[[nn.Module, Batch], Loss],
-    alive: Alive,
-    trained: Sequence[nn.Parameter],
-    *,
-    accumulates: bool,
-) -> tuple[int, int, int]:
-    """Forwards and backwards: alive when the head begins, more inside it, most at any time."""
-    before: list[int] = []
-    peaks: list[int] = []
-
-    def enter(*_: object) -> None:
-        peaks.append(alive.peak)
-        before.append(alive.now)
-        alive.restart()
-
-    head: nn.Module = network.get_output_embeddings()  # type: ignore[operator]
-    with head.register_forward_pre_hook(enter):
-        total = loss(network, batch).total
-    inside = alive.peak
-    if not accumulates:
-        for parameter in trained:
-            parameter.grad = None
-    total.backward()
-    return before[0], inside - before[0], max(*peaks, alive.peak)
-
-
-def _stepped(alive: Alive, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Bytes of the states of ``optimizer``, and the most that its step takes beside them."""
-    before = alive.now
-    if type(optimizer).__module__.startswith("bitsandbytes"):
-        _make_states(optimizer)  # its step itself reads memory, of which there is none
-    else:
-        optimizer.step()
-    states, step = alive.now - before, alive.peak - alive.now
-    alive.restart()
-    return states, step
+    def _enters_head(self, *_: object) -> None:
+        self.kept = self._alive.now
+        self._alive.enter_stage("head")
 
 
 def _make_states(optimizer: Any) -> None:
@@ -199,28 +248,59 @@ def _batch(shape: Shape) -> Batch:
         lengths=torch.empty(shape.rows, dtype=torch.int64),
         step_tokens=max(1, shape.supervised),
         position_ids=torch.empty(size, dtype=torch.int64) if shape.packed else None,
+        cu_seqlens=torch.empty(shape.rows + 1, dtype=torch.int32) if shape.packed else None,
+        max_seqlen=shape.length,
     )
 
 
 @contextlib.contextmanager
-def _written_triangles() -> Iterator[None]:
-    """Let a prefix's causal mask be written out, as the CPU does: torch's unwritten one cannot be fake."""
-    names = vars(attention)
-    original = names["causal_lower_right"]
-    names["causal_lower_right"] = lambda queries, keys: torch.empty((queries, keys), dtype=torch.bool)
-    try:
-        yield
-    finally:
-        names["causal_lower_right"] = original
+def _without_contents(network: nn.Module, kernels: Kernels) -> Iterator[Alive]:
+    """While the block runs, ``network`` and all tensors that are made have no contents, and are counted."""
+    with contextlib.ExitStack() as stack:
+        # transformers would write a mask out where it cannot read whether it needs one
+        stack.enter_context(_exchanged(masking_utils, "is_tracing", lambda *_: False))
+        stack.enter_context(_exchanged(attention, "causal_lower_right", _triangle))
+        if kernels != "cpu":
+            # a GPU's own kernel keeps the samples of a row apart, and holds what this one holds
+            apart = kernels == "cuda"
+            stack.enter_context(_exchanged(cpu_attention, "fits", lambda *states: apart and states[-1] is not None))
+            stack.enter_context(_CudaAutocast())
+        if kernels == "cuda_math":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # What networks build at their first pass, such as masks, need not be fake from the beginning.
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        alive = Alive(stack.enter_context(_faked(network)), answer=True)
+        stack.enter_context(alive)
+        yield alive
 
 
-def _mixed(dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+class _CudaAutocast(TorchFunctionMode):
+    """What autocast leaves in float32 on a GPU and not on a CPU, of what these networks do."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.layer_norm and torch.is_autocast_enabled("cpu"):
+            args = [each.float() if isinstance(each, Tensor) else each for each in args]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def _without_contents(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Exchange parameters and buffers for fake ones on the CPU; what was one tensor stays one."""
+def _exchanged(module: ModuleType, name: str, other: Any) -> Iterator[None]:
+    names = vars(module)
+    own, names[name] = names[name], other
+    try:
+        yield
+    finally:
+        names[name] = own
+
+
+def _triangle(queries: int, keys: int) -> Tensor:
+    """A prefix's causal mask as it is written out on a CPU: torch's unwritten one cannot be fake."""
+    return torch.empty((queries, keys), dtype=torch.bool)
+
+
+@contextlib.contextmanager
+def _faked(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Give ``network`` fake parameters and buffers on the CPU; what was one tensor stays one."""
     exchanged: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -230,12 +310,14 @@ def _without_contents(network: nn.Module) -> Iterator[list[Tensor]]:
             exchanged[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
         return exchanged[id(tensor)]
 
-    # the originals stay alive, for their places in memory are their names
-    originals = [*network.parameters(), *network.buffers()]
-    for module in network.modules():
-        for own in (module._parameters, module._buffers):
-            for name, tensor in own.items():
-                if tensor is not None:
-                    own[name] = fake(tensor)  # type: ignore[assignment]
-    yield list(exchanged.values())
-    del originals
+    owners: list[dict[str, Any]] = [
+        cast(Any, own) for module in network.modules() for own in (module._parameters, module._buffers)
+    ]
+    originals = [dict(own) for own in owners]
+    for own in owners:
+        own.update({name: fake(tensor) for name, tensor in own.items() if tensor is not None})
+    try:
+        yield list(exchanged.values())
+    finally:
+        for own, original in zip(owners, originals, strict=True):
+            own.update(original)

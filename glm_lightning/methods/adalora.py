@@ -133,6 +133,11 @@ class AdaLoRA(Method):
         """What allocates the ranks."""
         return [self._allocation]
 
+    @property
+    def num_bytes_kept(self) -> int:
+        """PEFT's three averages for each number that is trained."""
+        return 3 * sum(parameter.nbytes for parameter in self.trained().values())
+
     def without_adaptation(self) -> AbstractContextManager[None]:
         """The updates switched off."""
         return adapters.switched_off(self.network)

@@ -197,6 +197,11 @@ class Method(pl.LightningModule, ABC):
         """The parameters that are trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    @property
+    def num_bytes_kept(self) -> int:
+        """Bytes of tensors that are kept on the device beside network, gradients and optimizer."""
+        return 0
+
     def take(self, values: Mapping[str, Tensor]) -> None:
         """Give every parameter that is trained its value of a checkpoint."""
         for name, parameter in self.trained().items():

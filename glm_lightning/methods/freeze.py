@@ -92,6 +92,11 @@ class Freeze(Method):
             yield network.get_output_embeddings()
             yield from layers.final_norm(network)
 
+    @property
+    def num_bytes_kept(self) -> int:
+        """The base's own values of what is trained."""
+        return sum(value.nbytes for value in self._base.values())
+
     def without_adaptation(self) -> AbstractContextManager[None]:
         """The base's values of what is trained swapped in, and back afterwards."""
         return weights.exchanged(self.trained(), self._base)

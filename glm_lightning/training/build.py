@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -20,10 +18,8 @@ from glm_lightning.callbacks import JsonLines
 from glm_lightning.config import made
 from glm_lightning.data.module import DataModule
 from glm_lightning.data.plan import Plan
-from glm_lightning.estimate.skeleton import Device, skeleton
 from glm_lightning.inference.loading import words
-from glm_lightning.methods.base import Ingredients, Method
-from glm_lightning.methods.splitting import splits
+from glm_lightning.methods.base import Method
 from glm_lightning.models import Source, liger, precision
 from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
@@ -31,6 +27,7 @@ from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.training import console, launching, placing
 from glm_lightning.training.examination import Examination
+from glm_lightning.training.method import ingredients_of, method_of
 from glm_lightning.training.parts import Parts
 from glm_lightning.training.problems import in_numbers
 from glm_lightning.types import Problems
@@ -62,7 +59,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     _set_validation(trainer, config.trainer.val_check_interval, plan)
     steps = plan.num_steps * config.trainer.max_epochs
     num_steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
-    method = _method(config, source, objective, tokenizer, chosen.name, num_steps)
+    method = method_of(config, source, objective, tokenizer, chosen.name, num_steps)
     method.notices += chosen.notices
     return Parts(source, tokenizer, template, data, chosen, trainer, examination, plan, num_steps, method)
 
@@ -120,7 +117,7 @@ def _kernel_problems(config: DictConfig, source: Source) -> Iterator[str]:
 def _rehearsal(config: DictConfig, source: Source, objective: Objective) -> Method:
     """A method that is never trained, with optimizer and schedule tried on a parameter of four zeros."""
     problems = Problems()
-    ingredients = _ingredients(config, source, objective, num_steps=1)
+    ingredients = ingredients_of(config, source, objective, num_steps=1)
     method = problems.none_in(lambda: made(config.method, "method", ingredients))
     parameter = ("weight", torch.nn.Parameter(torch.zeros(2, 2)))
     optimizer = problems.none_in(lambda: ingredients.optimizer([parameter]))
@@ -202,60 +199,3 @@ def _set_validation(trainer: pl.Trainer, interval: float | int, plan: Plan) -> N
     else:
         steps = max(1, round(interval * plan.num_steps))
     trainer.val_check_interval = steps * plan.accumulate
-
-
-def _ingredients(config: DictConfig, source: Source, objective: Objective, *, num_steps: int) -> Ingredients:
-    return Ingredients(
-        load=source.load,
-        objective=objective,
-        optimizer=made(config.optimizer, "optimizer"),
-        scheduler=functools.partial(made(config.scheduler, "scheduler"), num_steps=num_steps),
-        seed=config.seed,
-        base="",
-        log_every_n_steps=config.trainer.log_every_n_steps,
-        on_non_finite=config.on_non_finite,
-        quantize=source.quantize,
-    )
-
-
-def unloaded(
-    config: DictConfig, source: Source, chosen: str, *, tokenizer: Tokenizer | None = None, on: Device = "meta"
-) -> Method:
-    """A method whose network has no weights: a skeleton on the meta device, or random weights on the CPU."""
-    target: Any = get_class(config.method._target_)
-    dtype = precision.weights_dtype(chosen, trains_base=target.trains_base, stored=source.stored_dtype)
-    ingredients = replace(
-        _ingredients(config, source, made(config.objective, "objective"), num_steps=1),
-        load=functools.partial(skeleton, source, dtype=dtype, device=on),
-        tokenizer=tokenizer,
-    )
-    # A start that is computed from weights needs some; what is held is the same with any other.
-    start = str(config.method.get("init"))
-    others = {"text": {"init": "vocabulary", "init_text": None}}
-    begun = {"init": "default"} if splits(start) else others.get(start, {})
-    return cast(Method, made(OmegaConf.merge(config.method, begun), "method", ingredients))
-
-
-def _method(
-    config: DictConfig, source: Source, objective: Objective, tokenizer: Tokenizer, chosen: str, num_steps: int
-) -> Method:
-    stored = source.stored_dtype
-    target: Any = get_class(config.method._target_)
-    dtype = precision.weights_dtype(chosen, trains_base=target.trains_base, stored=stored)
-    ingredients = _ingredients(config, source, objective, num_steps=num_steps)
-    # Scaled float16 gradients must be unscaled before they are clipped, which a fused kernel does by itself, too late.
-    has_fused = "fused" in inspect.signature(ingredients.optimizer).parameters
-    fused = {"fused": False} if chosen == "16-mixed" and has_fused else {}
-    load = functools.partial(placing.load_on_first, source) if placing.is_sharded(config) else source.load
-    ingredients = replace(
-        ingredients,
-        load=functools.partial(load, dtype=dtype),
-        optimizer=functools.partial(ingredients.optimizer, **fused),
-        base=source.fingerprint,
-        base_dtype=stored,
-        num_steps=num_steps,
-        tokenizer=tokenizer,
-        compile=source.compile,
-        liger=source.liger,
-    )
-    return cast(Method, made(config.method, "method", ingredients))
