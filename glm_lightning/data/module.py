@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -21,11 +22,11 @@ from glm_lightning.data.gate import Gate, OnBadRow
 from glm_lightning.data.inputs import AUTO
 from glm_lightning.data.judging import Severity
 from glm_lightning.data.plan import MicroBatch, Plan, evaluation_batches, padded_lengths
-from glm_lightning.data.sources import Splits, find, load_splits
+from glm_lightning.data.sources import Kinds, Splits, find, load_splits
 from glm_lightning.files import write_text
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import IGNORE, Batch, UserError
+from glm_lightning.types import IGNORE, Batch, Conversation, UserError
 
 Given = str | dict[str, Any] | list[str | dict[str, Any]]
 """Sources of rows, as yaml has them."""
@@ -115,8 +116,14 @@ class DataModule(pl.LightningDataModule):
         """Raise `UserError` for files that are not there; nothing is read."""
         find(self._parts, **self._reading)
 
-    def load(self, tokenizer: Tokenizer, template: Template) -> Splits:
-        """Read, judge and encode all rows (or find them encoded); done before any model is loaded."""
+    def load(self, tokenizer: Tokenizer, template: Template, *, learned: Kinds = (Conversation,)) -> Splits:
+        """Read, judge and encode all rows (or find them encoded); done before any model is loaded.
+
+        Args:
+            tokenizer: see `Encoder`.
+            template: see `Encoder`.
+            learned: what rows that train and validate may hold.
+        """
         try:
             self.splits = load_splits(
                 **self._parts,
@@ -129,6 +136,7 @@ class DataModule(pl.LightningDataModule):
                 gate=self._gate,
                 tokenizer=tokenizer,
                 template=template,
+                learned=learned,
             )
         except OSError as error:
             raise UserError(
@@ -139,15 +147,18 @@ class DataModule(pl.LightningDataModule):
 
     def schedule(self, *, world_size: int, accumulate: int | Literal["auto"], epochs: int) -> Plan:
         """Fix the plan of all epochs; ``auto`` takes the fewest micro-batches that fit the token budget."""
+        train = self.splits.train
+        both = self.packing and train.paired
         plan = Plan(
-            lengths=self.splits.train.lengths,
-            num_supervised=self.splits.train.num_supervised,
+            lengths=train.lengths if self.packing else train.widths,
+            num_supervised=np.ones(len(train), np.int32) if train.paired else train.num_supervised,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
             pad_to_multiple=self.pad_to_multiple,
             seed=self.seed,
             group_steps=self.group_steps,
-            packed=self.max_length if self.packing else None,
+            packed=min((1 + both) * self.max_length, self.max_tokens) if self.packing else None,
+            sequences=1 + train.paired,
             world_size=world_size,
             accumulate=1 if accumulate == "auto" else accumulate,
         )
@@ -245,7 +256,10 @@ class DataModule(pl.LightningDataModule):
     def evaluation_loader(self, part: Dataset, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
         """All rows of a part once, not packed, those of one rank."""
         batches = evaluation_batches(
-            part.lengths, max_tokens=self.max_tokens, pad_to_multiple=self.pad_to_multiple, world_size=world_size
+            part.widths,
+            max_tokens=self.max_tokens // (1 + part.paired),
+            pad_to_multiple=self.pad_to_multiple,
+            world_size=world_size,
         )
         return self._loader(part, [MicroBatch(rows, 1) for rows in batches[rank::world_size]])
 
@@ -294,21 +308,26 @@ class _MicroBatches(TorchDataset[Batch]):
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         if not micro_batch.rows:
             return self._filler(micro_batch)
-        rows = [[self._dataset.sample(sample) for sample in row] for row in micro_batch.rows]
-        lengths = torch.tensor([sum(len(sample.input_ids) for sample in row) for row in rows])
+        rows = [[each for sample in row for each in self._dataset.sample(sample).sequences] for row in micro_batch.rows]
+        if not self._is_packed:
+            rows = [[sequence] for row in rows for sequence in row]
+        lengths = torch.tensor([sum(len(sequence.input_ids) for sequence in row) for row in rows])
         width = int(padded_lengths(lengths.numpy(), self._multiple).max())
         input_ids = torch.full((len(rows), width), self._pad_id)
         labels = torch.full((len(rows), width), IGNORE)
         position_ids = torch.arange(width).repeat(len(rows), 1)
+        sequences = torch.zeros_like(input_ids)
+        count = 0
         for number, row in enumerate(rows):
             start = 0
-            for sample in row:
-                stop = start + len(sample.input_ids)
-                input_ids[number, start:stop] = torch.tensor(sample.input_ids)
-                # What begins a sample is not predicted: before it stands another one.
-                labels[number, start + 1 : stop] = torch.tensor(sample.labels[1:])
+            for sequence in row:
+                stop = start + len(sequence.input_ids)
+                input_ids[number, start:stop] = torch.tensor(sequence.input_ids)
+                # What begins a sequence is not predicted: before it stands another one.
+                labels[number, start + 1 : stop] = torch.tensor(sequence.labels[1:])
                 position_ids[number, start:] = torch.arange(width - start)
-                start = stop
+                sequences[number, start:stop] = count
+                start, count = stop, count + 1
         return Batch.of(
             input_ids,
             labels,
@@ -316,6 +335,7 @@ class _MicroBatches(TorchDataset[Batch]):
             step_tokens=micro_batch.step_tokens,
             rows=[sample for row in micro_batch.rows for sample in row],
             position_ids=position_ids if self._is_packed else None,
+            sequences=sequences,
         )
 
     def _filler(self, micro_batch: MicroBatch) -> Batch:
@@ -323,4 +343,5 @@ class _MicroBatches(TorchDataset[Batch]):
         shape = (1, self._multiple)
         ids, labels = torch.full(shape, self._pad_id), torch.full(shape, IGNORE)
         lengths = torch.zeros(1, dtype=torch.int64)
-        return Batch.of(ids, labels, lengths, step_tokens=micro_batch.step_tokens, rows=[-1])
+        none = torch.zeros(shape, dtype=torch.int64)
+        return Batch.of(ids, labels, lengths, step_tokens=micro_batch.step_tokens, rows=[-1], sequences=none)
