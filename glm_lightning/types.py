@@ -190,7 +190,7 @@ class Batch:
     where: Tensor  # (N,) int64, b * T + t of each position whose next token is learned
     targets: Tensor  # (N,) int64, that next token
     lengths: Tensor  # (B,) int64, real positions of each row
-    step_tokens: int  # supervised tokens of the whole optimizer step, over all ranks and micro-batches
+    step_tokens: int  # supervised tokens, or pairs, of the whole optimizer step, over all ranks and micro-batches
     rows: list[int] = field(default_factory=list)  # index of each sample in its data set, -1 for a filler
     position_ids: Tensor | None = None  # (B, T) int64 of packed rows: 0 where another sequence begins
     cu_seqlens: Tensor | None = None  # (S + 1,) int32 of packed rows: b * T + t of each such place, and B * T
@@ -251,11 +251,18 @@ class Batch:
 
 @dataclass(slots=True)
 class Loss:
-    """Sums over the supervised positions of one micro-batch; whoever divides knows the whole step."""
+    """Sums over what is learned of one micro-batch; whoever divides knows the whole step."""
 
-    total: Tensor  # () what is minimised, summed over supervised tokens, differentiable
-    num_tokens: Tensor  # () supervised tokens
-    num_correct: Tensor  # () supervised tokens whose most likely prediction is the label
+    total: Tensor  # () what is minimised, differentiable
+    count: Tensor  # () what it is a sum over: supervised tokens, or pairs
+    sums: dict[str, Tensor] = field(default_factory=dict)  # () what is measured beside it, by name
+
+    def flat(self) -> Tensor:
+        """Count, total and sums as one tensor (2 + sums,), without gradients."""
+        from torch import stack
+
+        values = (self.count, self.total, *self.sums.values())
+        return stack([value.detach().to(self.total) for value in values])
 
 
 class UserError(ValueError):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from glm_lightning.data.inputs import Inputs
 from glm_lightning.data.reading import Problems
 from glm_lightning.data.rows import SCHEMA
 from glm_lightning.types import IGNORE, Conversation, Document, Item, Origin, Preference, Sample, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Int32s = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.int64]
@@ -156,6 +159,8 @@ class Dataset:
         """What was wrong with the rows that were left out."""
         self.cached = cached
         """Whether the encoding was found on disk."""
+        self.given: Callable[[Sequence[int]], dict[str, Tensor]] | None = None
+        """Looks up what was computed of samples ahead, by their numbers in the file; None: nothing was."""
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -169,6 +174,11 @@ class Dataset:
     def num_supervised(self) -> Int32s:
         """Labels of each sample that the loss sees. Shape (samples,)."""
         return self._store.num_supervised[self._indices]
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there are texts among its rows, which are no conversations."""
+        return not self._store.numbers("turns")[self._indices].all()
 
     @property
     def paired(self) -> bool:
@@ -238,6 +248,11 @@ class Dataset:
         return self._store.sample(int(self._indices[index]))
 
     @property
+    def indices(self) -> Indices:
+        """Numbers of the samples in the file that they share with others. Shape (samples,)."""
+        return self._indices
+
+    @property
     def selection(self) -> str:
         """Names the samples that this has of their file, and their order."""
         return hashlib.sha256(self._indices.tobytes()).hexdigest()[:32]
@@ -276,6 +291,10 @@ class Dataset:
         """The samples at ``indices``, in that order."""
         chosen = self._indices[np.asarray(indices, dtype=np.int64)]
         return Dataset(self._store, cached=self.cached, indices=chosen)
+
+    def once(self) -> Dataset:
+        """Each of its samples once, in the order of the file."""
+        return Dataset(self._store, cached=self.cached, indices=np.unique(self._indices))
 
     def digest(self, index: int) -> bytes:
         """16 bytes that name the content of the sample's row."""

@@ -166,6 +166,8 @@ class Identity:
 
     def __init__(self) -> None:
         self._hashers = [hashlib.sha256() for _ in range(3)]
+        self._pairs = hashlib.sha256()
+        self._is_paired = False
 
     def add(self, batch: Any) -> None:
         """Go on with the samples of a record batch of `SCHEMA`."""
@@ -173,10 +175,14 @@ class Identity:
         values = numbers(batch.column("length")), numbers(ids), truths(learned)
         for hasher, each in zip(self._hashers, values, strict=True):
             hasher.update(each.data)
+        chosen = numbers(batch.column("num_chosen"))
+        self._pairs.update(chosen.data)
+        self._is_paired = self._is_paired or bool(chosen.any())
 
     def name(self) -> str:
         """32 hex digits."""
-        return hashlib.sha256(b"".join(hasher.digest() for hasher in self._hashers)).hexdigest()[:32]
+        hashers = [*self._hashers, self._pairs] if self._is_paired else self._hashers
+        return hashlib.sha256(b"".join(hasher.digest() for hasher in hashers)).hexdigest()[:32]
 
 
 def _columns(encoded: Sequence[Encoded], rows: Sequence[_Parsed], row_of_sample: Int64s) -> list[Any]:

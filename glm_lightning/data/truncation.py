@@ -13,6 +13,7 @@ Control tokens are never cut, and among them is the one that ends an answer: it 
 from __future__ import annotations
 
 import bisect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,10 @@ from glm_lightning.types import Message, Segment, UserError
 
 STUB = 32
 """Tokens of a text around an answer that are kept before the answer itself is cut."""
+
+
+WHOLE = sys.maxsize
+"""The length of texts that are not cut."""
 
 
 def by_rounds(messages: Sequence[Message], *, before: int) -> list[tuple[Message, ...]]:
@@ -79,11 +84,13 @@ def cut(segments: Sequence[Segment], pieces: Sequence[list[int]], to: Lengths) -
 
 def _common_length(sizes: Sequence[int], *, room: int) -> int:
     """The largest length to which texts of these sizes can be cut so that they fit into ``room``."""
+    if sum(sizes) <= room:
+        return WHOLE
 
     def exceeds(length: int) -> bool:
         return sum(min(size, length) for size in sizes) > room
 
-    return bisect.bisect_left(range(max(sizes, default=0) + 1), True, key=exceeds) - 1
+    return bisect.bisect_left(range(max(sizes) + 1), True, key=exceeds) - 1
 
 
 def _without_middle(piece: list[int], length: int) -> list[int]:

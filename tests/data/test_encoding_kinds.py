@@ -127,9 +127,9 @@ def test_a_long_answer_costs_both_sides_the_oldest_rounds(glm4_tokenizer: Tokeni
 
 
 def test_sides_that_are_asked_in_different_ways_are_refused(glm4_tokenizer: Tokenizer) -> None:
-    """GLM-4.5 writes /nothink behind a question that is answered without reasoning."""
+    """GLM-4.7 opens the reasoning in the prompt, or closes it there."""
     with pytest.raises(UserError, match="give reasoning to both of them or to neither"):
-        encoder(glm4_tokenizer, "glm4_5").encode([pair(talk(["q", "<think>hm</think>a"]), "b")])
+        encoder(glm4_tokenizer, "glm4_7").encode([pair(talk(["q", "<think>hm</think>a"]), "b")])
 
 
 def test_rows_of_all_kinds_are_encoded_like_each_alone(chatml: Tokenizer) -> None:

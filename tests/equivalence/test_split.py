@@ -34,7 +34,7 @@ def test_the_test_would_see_a_wrong_mean(train, monkeypatch):
 
     def mean_of_means(self, batch, batch_idx):
         loss = self.ingredients.objective.loss(self.network, batch)
-        return loss.total / loss.num_tokens
+        return loss.total / loss.count
 
     monkeypatch.setattr(Method, "training_step", mean_of_means)
     wrong = train("wrong", "trainer.accumulate_grad_batches=8")
