@@ -73,7 +73,7 @@ def _mistaken(product: Product, random: Random) -> Product:
 
 
 def plain_rows(seed: int) -> dict[str, list[Conversation]]:
-    """Conversations as the base model has learned to hold them, none of which it has read."""
+    """Conversations as the base model has learned to hold them."""
     random = Random(f"plain {seed}")
     chinese, english = BASE_ZH.conversations(random), BASE_EN.conversations(random)
     rows = (next(english if random.random() < _ENGLISH_SHARE else chinese) for _ in itertools.count())

@@ -120,7 +120,7 @@ class Distill(Objective):
     def extra(self, network: nn.Module) -> nn.Module | None:
         """The projections of hidden states, if they are compared."""
         if self.hidden_states:
-            self._projections = Projections(network.config, self._of_teacher.config)  # type: ignore[arg-type]
+            self._projections = Projections(network.config, self._of_teacher.config)
         return self._projections
 
     def begin(self, stage: Stage) -> None:

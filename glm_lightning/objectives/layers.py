@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,6 @@ class Projections(nn.Module):
         distances = []
         for layer, (each, partner) in enumerate(zip(self.maps, self.partners, strict=True), start=1):
             target = supervised_states(teacher[partner], batch).float()
-            mapped = each(supervised_states(student[layer], batch).to(each.weight.dtype))
+            mapped = each(supervised_states(student[layer], batch).to(cast(Tensor, each.weight).dtype))
             distances.append(((mapped - target).square().sum(-1) / target.square().sum(-1)).sum())
         return torch.stack(distances).mean()

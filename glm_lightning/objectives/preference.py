@@ -101,7 +101,7 @@ class PairPreference(Objective):
         if self.variant in _WITH_REFERENCE and cached:
             with evaluating(stage.network), stage.base():
                 stage.ahead(
-                    lambda batch: {"reference": sequence_log_probs(stage.network, batch).unflatten(0, (-1, 2))},
+                    lambda batch: {"reference": _by_pair(sequence_log_probs(stage.network, batch))},
                     key=digest("reference", stage.base_key, stage.precision),
                     each="sample",
                 )
@@ -130,7 +130,7 @@ class PairPreference(Objective):
         if "reference" in batch.given:
             return batch.given["reference"]
         with torch.no_grad(), evaluating(network), self._base():
-            return sequence_log_probs(network, batch).unflatten(0, (-1, 2))
+            return _by_pair(sequence_log_probs(network, batch))
 
     def _each(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """The loss of each pair (P,)."""
@@ -154,3 +154,8 @@ class PairPreference(Objective):
         }
         count = torch.full_like(answers.chosen_tokens[:1].sum(), len(each))
         return Loss(each.sum(), count, {name: values.detach().sum() for name, values in measured.items()})
+
+
+def _by_pair(values: Tensor) -> Tensor:
+    """Values (2P,) of chosen and rejected sequences in turn as (P, 2)."""
+    return values.reshape(-1, 2)

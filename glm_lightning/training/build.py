@@ -45,7 +45,8 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     source, objective, settings, data = _checked(config)
     tokenizer, template = words(source, source.location)
     notices = list(teaching.equip(objective, tokenizer, template))
-    data.load(tokenizer, template, learned=objective.learns, packs=get_class(config.method._target_).packs)
+    target: Any = get_class(config.method._target_)
+    data.load(tokenizer, template, learned=objective.learns, packs=target.packs)
 
     chosen = precision.choose(
         str(config.trainer.precision), device=_device(config), num_parameters=source.num_parameters
