@@ -8,6 +8,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from glm_lightning.losses.chunks import accumulation_dtype
 from glm_lightning.objectives.supervised import supervised_states
 from glm_lightning.types import Batch
 
@@ -42,7 +43,8 @@ class Projections(nn.Module):
         """
         distances = []
         for layer, (each, partner) in enumerate(zip(self.maps, self.partners, strict=True), start=1):
-            target = supervised_states(teacher[partner], batch).float()
+            target = supervised_states(teacher[partner], batch)
+            target = target.to(accumulation_dtype(target.dtype))
             mapped = each(supervised_states(student[layer], batch).to(cast(Tensor, each.weight).dtype))
             distances.append(((mapped - target).square().sum(-1) / target.square().sum(-1)).sum())
         return torch.stack(distances).mean()
