@@ -93,6 +93,11 @@ class Conversation:
         """The last answer."""
         return next(m.content for m in reversed(self.messages) if m.role == "assistant")
 
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """All its texts as turns, for what searches and compares rows of any kind."""
+        return self.messages
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -100,6 +105,16 @@ class Document:
 
     text: str
     origin: Origin | None = None
+
+    @property
+    def tools(self) -> tuple[Mapping[str, Any], ...]:
+        """None: nobody is shown tools."""
+        return ()
+
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """The text as a turn."""
+        return (Message("user", self.text),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +126,18 @@ class Preference:
     origin: Origin | None = None
 
     @property
-    def says_nothing(self) -> bool:
-        """Whether both answers are the same."""
-        return self.chosen.messages == self.rejected.messages
+    def tools(self) -> tuple[Mapping[str, Any], ...]:
+        """The tools that both were shown."""
+        return self.chosen.tools
+
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """The shared turns, the chosen answer, the rejected one."""
+        return (*self.chosen.messages, self.rejected.messages[-1])
+
+
+Item = Conversation | Document | Preference
+"""What a row holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +151,31 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the model sees of one conversation: ids, and labels that are `IGNORE` where nothing is learned."""
+    """What is learned together: ids, and labels that are `IGNORE` where nothing is learned.
+
+    Of a pair the chosen sequence stands in front, and ``num_chosen`` is its length; 0 is no pair.
+    """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool = False
+    num_chosen: int = 0
 
     @property
     def num_supervised(self) -> int:
         """Number of labels the loss sees. The first position of a row is never predicted."""
         return sum(label != IGNORE for label in self.labels[1:])
 
+    @property
+    def sequences(self) -> list[Sample]:
+        """What the model sees at once: the chosen and the rejected sequence of a pair, else the sample itself."""
+        if not self.num_chosen:
+            return [self]
+        sides = (slice(None, self.num_chosen), slice(self.num_chosen, None))
+        return [Sample(self.input_ids[side], self.labels[side], self.truncated) for side in sides]
 
-_TENSORS = ("input_ids", "where", "targets", "lengths", "position_ids", "cu_seqlens")
+
+_TENSORS = ("input_ids", "where", "targets", "lengths", "position_ids", "cu_seqlens", "sequences")
 
 
 @dataclass(slots=True)
@@ -154,11 +190,13 @@ class Batch:
     where: Tensor  # (N,) int64, b * T + t of each position whose next token is learned
     targets: Tensor  # (N,) int64, that next token
     lengths: Tensor  # (B,) int64, real positions of each row
-    step_tokens: int  # supervised tokens of the whole optimizer step, over all ranks and micro-batches
+    step_tokens: int  # supervised tokens, or pairs, of the whole optimizer step, over all ranks and micro-batches
     rows: list[int] = field(default_factory=list)  # index of each sample in its data set, -1 for a filler
-    position_ids: Tensor | None = None  # (B, T) int64 of packed rows: 0 where another sample begins
+    position_ids: Tensor | None = None  # (B, T) int64 of packed rows: 0 where another sequence begins
     cu_seqlens: Tensor | None = None  # (S + 1,) int32 of packed rows: b * T + t of each such place, and B * T
-    max_seqlen: int = 0  # of packed rows: positions of the longest sample
+    max_seqlen: int = 0  # of packed rows: positions of the longest sequence
+    sequences: Tensor | None = None  # (N,) int64, number of the sequence that each supervised position is in
+    given: dict[str, Tensor] = field(default_factory=dict)  # what was computed of these samples before, by name
 
     @classmethod
     def of(
@@ -170,14 +208,24 @@ class Batch:
         step_tokens: int,
         rows: Sequence[int],
         position_ids: Tensor | None = None,
+        sequences: Tensor | None = None,
     ) -> Self:
-        """From labels (B, T), not shifted: ``labels[b, t]`` is predicted at ``t - 1``, `IGNORE` where nothing is."""
+        """From labels (B, T), not shifted: ``labels[b, t]`` is predicted at ``t - 1``, `IGNORE` where nothing is.
+
+        ``sequences`` (B, T) numbers the sequences in the order of ``rows``, from 0.
+        """
         from torch.nn.functional import pad
 
         targets = pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
         where = (targets != IGNORE).nonzero()[:, 0]
-        made = cls(input_ids, where, targets[where], lengths, step_tokens, list(rows), position_ids)
+        owners = None if sequences is None else sequences.flatten()[where]
+        made = cls(input_ids, where, targets[where], lengths, step_tokens, list(rows), position_ids, sequences=owners)
         return made if position_ids is None else made._with_starts(position_ids)
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples it has; none where it is a filler."""
+        return sum(row >= 0 for row in self.rows)
 
     def _with_starts(self, position_ids: Tensor) -> Self:
         from torch.nn.functional import pad
@@ -197,16 +245,24 @@ class Batch:
 
     def _each(self, function: Any) -> Self:
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
+        moved = {name: function(tensor) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **moved, given={name: function(tensor) for name, tensor in self.given.items()})
 
 
 @dataclass(slots=True)
 class Loss:
-    """Sums over the supervised positions of one micro-batch; whoever divides knows the whole step."""
+    """Sums over what is learned of one micro-batch; whoever divides knows the whole step."""
 
-    total: Tensor  # () what is minimised, summed over supervised tokens, differentiable
-    num_tokens: Tensor  # () supervised tokens
-    num_correct: Tensor  # () supervised tokens whose most likely prediction is the label
+    total: Tensor  # () what is minimised, differentiable
+    count: Tensor  # () what it is a sum over: supervised tokens, or pairs
+    sums: dict[str, Tensor] = field(default_factory=dict)  # () what is measured beside it, by name
+
+    def flat(self) -> Tensor:
+        """Count, total and sums as one tensor (2 + sums,), without gradients."""
+        from torch import stack
+
+        values = (self.count, self.total, *self.sums.values())
+        return stack([value.detach().to(self.total) for value in values])
 
 
 class UserError(ValueError):

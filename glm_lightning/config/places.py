@@ -10,8 +10,11 @@ import glm_lightning
 
 
 def register() -> None:
-    """Let ``${package:demo/data/train.jsonl}`` in a yaml stand for a file that travels with the package."""
+    """What stands for a value in a yaml: ``${package:demo/data/train.jsonl}`` for a file that travels with the package,
+    ``${times:0.1,2e-4}`` for a product.
+    """
     OmegaConf.register_new_resolver("package", _in_package, replace=True)
+    OmegaConf.register_new_resolver("times", lambda one, other: float(f"{one * other:.12g}"), replace=True)
 
 
 def _in_package(path: str) -> str:

@@ -66,7 +66,7 @@ def build(
     target = folder / key
     if (target / COUNTS).is_file():
         return target, True
-    with _turn(folder / f"{key}.lock"):
+    with turn(folder / f"{key}.lock"):
         if (target / COUNTS).is_file():
             return target, True
         _sweep(folder)
@@ -77,7 +77,7 @@ def build(
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
+def turn(path: Path) -> Iterator[None]:
     """Hold a lock; who has to wait is told for whom."""
     with contextlib.ExitStack() as stack:
         try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,10 @@ from glm_lightning.data.gate import Gate
 from glm_lightning.data.inputs import Inputs
 from glm_lightning.data.reading import Problems
 from glm_lightning.data.rows import SCHEMA
-from glm_lightning.types import IGNORE, Conversation, Origin, Sample, UserError
+from glm_lightning.types import IGNORE, Conversation, Document, Item, Origin, Preference, Sample, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Int32s = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.int64]
@@ -57,11 +60,12 @@ class Store:
         """A column of integers. Shape (samples,)."""
         return numbers(self.column(name))
 
-    def sample(self, index: int) -> tuple[Int32s, npt.NDArray[np.bool_], bool]:
-        """Ids, mask of what is learned, and whether the sample was shortened."""
+    def sample(self, index: int) -> Sample:
+        """Ids and labels of one sample."""
         batch, row = self._place(index)
         ids, learned = numbers(batch.column("input_ids")[row].values), truths(batch.column("learned")[row].values)
-        return ids, learned, batch.column("truncated")[row].as_py()
+        truncated, num_chosen = (batch.column(name)[row].as_py() for name in ("truncated", "num_chosen"))
+        return Sample(ids.tolist(), np.where(learned, ids, IGNORE).tolist(), truncated, num_chosen)
 
     @cached_property
     def lengths(self) -> Int32s:
@@ -94,6 +98,11 @@ class Store:
         return bytes(batch.column("digest")[row].as_py())
 
     @cached_property
+    def num_chosen(self) -> Int32s:
+        """Of pairs, tokens of the chosen sequence; 0 where there are none. Shape (samples,)."""
+        return self.numbers("num_chosen")
+
+    @cached_property
     def contents(self) -> npt.NDArray[np.uint64]:
         """The first half of each digest. Shape (samples,)."""
         words = [binaries(batch.column("digest")).view(np.uint64)[:, 0] for batch in self._batches]
@@ -114,9 +123,9 @@ class Store:
         """What was found to be wrong with rows."""
         return Findings(self.folder / cache.FINDINGS)
 
-    def again(self, samples: Collection[int]) -> Iterator[tuple[int, dict[str, Any], Conversation]]:
-        """Some samples with their rows and the conversations in them, read again from the sources as far as they are
-        what they were.
+    def again(self, samples: Collection[int]) -> Iterator[tuple[int, dict[str, Any], Item]]:
+        """Some samples with their rows and what these hold, read again from the sources as far as they are what they
+        were.
         """
         by_file: dict[int, dict[int, list[int]]] = {}
         for sample in sorted(samples):
@@ -150,6 +159,8 @@ class Dataset:
         """What was wrong with the rows that were left out."""
         self.cached = cached
         """Whether the encoding was found on disk."""
+        self.given: Callable[[Sequence[int]], dict[str, Tensor]] | None = None
+        """Looks up what was computed of samples ahead, by their numbers in the file; None: nothing was."""
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -163,6 +174,22 @@ class Dataset:
     def num_supervised(self) -> Int32s:
         """Labels of each sample that the loss sees. Shape (samples,)."""
         return self._store.num_supervised[self._indices]
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there are texts among its rows, which are no conversations."""
+        return not self._store.numbers("turns")[self._indices].all()
+
+    @property
+    def paired(self) -> bool:
+        """Whether its samples are pairs of a chosen and a rejected sequence."""
+        return bool(self._store.num_chosen[self._indices].any())
+
+    @property
+    def widths(self) -> Int32s:
+        """Positions that each sample takes in a micro-batch, the longer sequence of a pair. Shape (samples,)."""
+        chosen = self._store.num_chosen[self._indices]
+        return np.asarray(np.maximum(chosen, self.lengths - chosen), dtype=np.int32)
 
     @property
     def num_truncated(self) -> int:
@@ -218,8 +245,12 @@ class Dataset:
 
     def sample(self, index: int) -> Sample:
         """Ids and labels of one sample."""
-        ids, learned, truncated = self._store.sample(int(self._indices[index]))
-        return Sample(ids.tolist(), np.where(learned, ids, IGNORE).tolist(), truncated)
+        return self._store.sample(int(self._indices[index]))
+
+    @property
+    def indices(self) -> Indices:
+        """Numbers of the samples in the file that they share with others. Shape (samples,)."""
+        return self._indices
 
     @property
     def selection(self) -> str:
@@ -261,8 +292,12 @@ class Dataset:
         chosen = self._indices[np.asarray(indices, dtype=np.int64)]
         return Dataset(self._store, cached=self.cached, indices=chosen)
 
+    def once(self) -> Dataset:
+        """Each of its samples once, in the order of the file."""
+        return Dataset(self._store, cached=self.cached, indices=np.unique(self._indices))
+
     def digest(self, index: int) -> bytes:
-        """16 bytes that name the content of the sample's conversation."""
+        """16 bytes that name the content of the sample's row."""
         return self._store.digest(int(self._indices[index]))
 
     @property
@@ -282,7 +317,7 @@ class Dataset:
         return Origin(self._store.files[file], line)
 
     def conversation(self, index: int) -> Conversation:
-        """The turns that a sample covers; see `conversations`."""
+        """The turns that a sample covers, of a pair the chosen ones; see `conversations`."""
         return self.conversations([index])[0]
 
     def conversations(self, indices: Iterable[int]) -> list[Conversation]:
@@ -293,11 +328,17 @@ class Dataset:
         """
         chosen = list(indices)
         samples = [int(self._indices[index]) for index in chosen]
-        found = {sample: conversation for sample, _, conversation in self._store.again(set(samples))}
+        found = {sample: _asked(item) for sample, _, item in self._store.again(set(samples))}
         if changed := next((index for index, sample in zip(chosen, samples, strict=True) if sample not in found), None):
             raise UserError(f"{self.origin(changed)}: has changed since it was encoded in this run; start again")
         turns = self._store.numbers("turns")
         return [replace(found[each], messages=found[each].messages[: turns[each]]) for each in samples]
+
+
+def _asked(item: Item) -> Conversation:
+    """The conversation in a row, of a pair the chosen one."""
+    assert not isinstance(item, Document), "nobody is asked by a text"
+    return item.chosen if isinstance(item, Preference) else item
 
 
 def _marked(numbers: npt.NDArray[np.integer[Any]], *, size: int = 0) -> npt.NDArray[np.bool_]:

@@ -8,18 +8,31 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 from glm_lightning.data import reading
 from glm_lightning.data.finding import find, passed_over
-from glm_lightning.data.formats import Format, RowKind
+from glm_lightning.data.formats import RowKind
 from glm_lightning.data.formats.recognition import NUM_ROWS, described, named, recognise, recognise_questions
 from glm_lightning.data.formats.text import Text
 from glm_lightning.data.hub import HubName
 from glm_lightning.data.reading import Problems, Row
 from glm_lightning.data.reading.opening import suffix_of
 from glm_lightning.files import digest, fingerprint
-from glm_lightning.types import Conversation, Origin, UserError
+from glm_lightning.types import Conversation, Document, Item, Origin, Preference, UserError
+
+IN_WORDS: Mapping[type[Item], str] = {
+    Conversation: "conversations",
+    Document: "texts",
+    Preference: "pairs of a chosen and a rejected answer",
+}
+"""What rows hold, for messages."""
+
+_LEARNED_BY: Mapping[type[Item], str] = {
+    Conversation: "learn the answers with objective=sft",
+    Document: "learn the texts with objective=pretrain",
+    Preference: "learn from the pairs with objective=preference",
+}
 
 AUTO = "auto"
 """The format that stands for recognising it."""
@@ -148,11 +161,9 @@ class Inputs:
         """The rows of one of the files, or those of some of its lines."""
         return self._by_path[path].read(problems, lines)
 
-    def parse(self, row: Mapping[str, Any], origin: Origin) -> Conversation:
-        """The conversation in a row of one of the files; see `Format.parse`."""
-        format = self._by_path[origin.path].format
-        assert isinstance(format, Format)
-        return format.parse(row, origin)
+    def parse(self, row: Mapping[str, Any], origin: Origin) -> Item:
+        """What is in a row of one of the files; see `RowKind.parse`."""
+        return cast(Item, self._by_path[origin.path].format.parse(row, origin))
 
     @property
     def fingerprint(self) -> str:
@@ -161,17 +172,16 @@ class Inputs:
         # a name's ending decides how the bytes are read: a .txt that is renamed to .jsonl has other rows
         return digest(code, [(file.format.fingerprint, file.encoding, suffix_of(file.path)) for file in self.files])
 
-    def check_kind(self) -> None:
-        """Raise `UserError` for files whose rows are no conversations."""
-        other = [file for file in self.files if not isinstance(file.format, Format)]
-        if other:
-            raise UserError(
-                [
-                    f"{file.path}: rows of the format {file.format.name} have no answers to a prompt, and nothing here "
-                    "learns them yet; give conversations"
-                    for file in other
-                ]
-            )
+    def check_kind(self, wanted: Collection[type[Item]], *, key: str) -> None:
+        """Raise `UserError` for files whose rows are none of the ``wanted`` kinds, which ``key`` takes."""
+        kinds = " or ".join(IN_WORDS[kind] for kind in wanted)
+        if problems := [
+            f"{file.path}: its rows (format {file.format.name}) are {IN_WORDS[file.format.holds]}, and {key} takes "
+            f"{kinds} here; give such rows, or {_LEARNED_BY[file.format.holds]}"
+            for file in self.files
+            if file.format.holds not in wanted
+        ]:
+            raise UserError(problems)
 
     def recognised(self) -> dict[str, int]:
         """How many files were recognised as each format, in words."""

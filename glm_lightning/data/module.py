@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from glm_lightning.data import cache, packing
+from glm_lightning.data import ahead, cache, packing
 from glm_lightning.data import plan as planning
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.formats import RowKind
@@ -21,11 +23,11 @@ from glm_lightning.data.gate import Gate, OnBadRow
 from glm_lightning.data.inputs import AUTO
 from glm_lightning.data.judging import Severity
 from glm_lightning.data.plan import MicroBatch, Plan, evaluation_batches, padded_lengths
-from glm_lightning.data.sources import Splits, find, load_splits
+from glm_lightning.data.sources import Kinds, Splits, find, load_splits
 from glm_lightning.files import write_text
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import IGNORE, Batch, UserError
+from glm_lightning.types import IGNORE, Batch, Conversation, UserError
 
 Given = str | dict[str, Any] | list[str | dict[str, Any]]
 """Sources of rows, as yaml has them."""
@@ -52,7 +54,8 @@ class DataModule(pl.LightningDataModule):
         max_tokens: padded positions of a micro-batch.
         pad_to_multiple: positions are rounded up to a multiple of this.
         group_steps: steps whose rows are sorted by length together; 1 mixes lengths at random.
-        packing: several samples share a row of up to ``max_length`` positions, each as if it were alone.
+        packing: several samples share a row of up to ``max_length`` positions, each as if it were alone; ``auto`` does
+            so with texts.
         on_bad_row: ``error`` reports all bad rows and stops, ``quarantine`` writes them into the run folder instead.
         max_bad_share: largest share of rows that may be in quarantine.
         severity: kinds of fault that are to be an ``error``, a ``notice`` or ``off``; the rest as they come.
@@ -75,7 +78,7 @@ class DataModule(pl.LightningDataModule):
         max_tokens: int = 4096,
         pad_to_multiple: int = 64,
         group_steps: int = 1,
-        packing: bool = False,
+        packing: bool | Literal["auto"] = "auto",
         on_bad_row: OnBadRow = "error",
         max_bad_share: float = 0.01,
         severity: dict[str, Severity] | None = None,
@@ -109,14 +112,24 @@ class DataModule(pl.LightningDataModule):
         self.max_length = max_length
         self.batch_size, self.max_tokens, self.pad_to_multiple = batch_size, max_tokens, pad_to_multiple
         self.group_steps, self.seed, self.num_workers = group_steps, seed, num_workers
-        self.packing = packing
+        self._packing = packing
+        self.packing = packing is True
 
     def check(self) -> None:
         """Raise `UserError` for files that are not there; nothing is read."""
         find(self._parts, **self._reading)
 
-    def load(self, tokenizer: Tokenizer, template: Template) -> Splits:
-        """Read, judge and encode all rows (or find them encoded); done before any model is loaded."""
+    def load(
+        self, tokenizer: Tokenizer, template: Template, *, learned: Kinds = (Conversation,), packs: bool = True
+    ) -> Splits:
+        """Read, judge and encode all rows (or find them encoded); done before any model is loaded.
+
+        Args:
+            tokenizer: see `Encoder`.
+            template: see `Encoder`.
+            learned: what rows that train and validate may hold.
+            packs: whether samples may share a row, if it is for us to say.
+        """
         try:
             self.splits = load_splits(
                 **self._parts,
@@ -129,25 +142,31 @@ class DataModule(pl.LightningDataModule):
                 gate=self._gate,
                 tokenizer=tokenizer,
                 template=template,
+                learned=learned,
             )
         except OSError as error:
             raise UserError(
                 f"data: {error}; encoded data goes to data.cache_dir={self._folder}, name another"
             ) from error
         self._pad_id = tokenizer.pad_id
+        if self._packing == "auto":
+            self.packing = packs and self.splits.train.has_texts
         return self.splits
 
     def schedule(self, *, world_size: int, accumulate: int | Literal["auto"], epochs: int) -> Plan:
         """Fix the plan of all epochs; ``auto`` takes the fewest micro-batches that fit the token budget."""
+        train = self.splits.train
+        both = self.packing and train.paired
         plan = Plan(
-            lengths=self.splits.train.lengths,
-            num_supervised=self.splits.train.num_supervised,
+            lengths=train.lengths if self.packing else train.widths,
+            num_supervised=np.ones(len(train), np.int32) if train.paired else train.num_supervised,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
             pad_to_multiple=self.pad_to_multiple,
             seed=self.seed,
             group_steps=self.group_steps,
-            packed=self.max_length if self.packing else None,
+            packed=min((1 + both) * self.max_length, self.max_tokens) if self.packing else None,
+            sequences=1 + train.paired,
             world_size=world_size,
             accumulate=1 if accumulate == "auto" else accumulate,
         )
@@ -235,17 +254,36 @@ class DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """All validation rows once, spread over the ranks; an empty list where there are none."""
+        return [] if self.splits.val is None else self._once(self.splits.val)
+
+    def compute_ahead(
+        self, function: Callable[[Batch], dict[str, Tensor]], *, key: str, each: Literal["token", "sample"]
+    ) -> None:
+        """Let ``Batch.given`` have what ``function`` gives of all samples to learn; see `ahead.compute`.
+
+        Comes before the first loader.
+        """
         assert self.trainer is not None
-        if self.splits.val is None:
-            return []
-        return self.evaluation_loader(
-            self.splits.val, rank=self.trainer.global_rank, world_size=self.trainer.world_size
-        )
+        strategy = self.trainer.strategy
+        folder = self._folder / "ahead"
+        for part in filter(None, (self.splits.train, self.splits.val)):
+            once = part.once()
+            batches = self._once(once)
+            given = ahead.compute(once, batches, function, key=key, each=each, folder=folder, strategy=strategy)
+            part.given = given.of
+
+    def _once(self, part: Dataset) -> DataLoader[Batch]:
+        """All rows of a part once, those of this rank."""
+        assert self.trainer is not None
+        return self.evaluation_loader(part, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
     def evaluation_loader(self, part: Dataset, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
         """All rows of a part once, not packed, those of one rank."""
         batches = evaluation_batches(
-            part.lengths, max_tokens=self.max_tokens, pad_to_multiple=self.pad_to_multiple, world_size=world_size
+            part.widths,
+            max_tokens=self.max_tokens // (1 + part.paired),
+            pad_to_multiple=self.pad_to_multiple,
+            world_size=world_size,
         )
         return self._loader(part, [MicroBatch(rows, 1) for rows in batches[rank::world_size]])
 
@@ -292,23 +330,32 @@ class _MicroBatches(TorchDataset[Batch]):
         self._dataset, self._pad_id, self._multiple, self._is_packed = dataset, pad_id, pad_to_multiple, packed
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
-        if not micro_batch.rows:
-            return self._filler(micro_batch)
-        rows = [[self._dataset.sample(sample) for sample in row] for row in micro_batch.rows]
-        lengths = torch.tensor([sum(len(sample.input_ids) for sample in row) for row in rows])
+        made = self._batch(micro_batch) if micro_batch.rows else self._filler(micro_batch)
+        if self._dataset.given is not None:
+            made.given = self._dataset.given(self._dataset.indices[[row for row in made.rows if row >= 0]].tolist())
+        return made
+
+    def _batch(self, micro_batch: MicroBatch) -> Batch:
+        rows = [[each for sample in row for each in self._dataset.sample(sample).sequences] for row in micro_batch.rows]
+        if not self._is_packed:
+            rows = [[sequence] for row in rows for sequence in row]
+        lengths = torch.tensor([sum(len(sequence.input_ids) for sequence in row) for row in rows])
         width = int(padded_lengths(lengths.numpy(), self._multiple).max())
         input_ids = torch.full((len(rows), width), self._pad_id)
         labels = torch.full((len(rows), width), IGNORE)
         position_ids = torch.arange(width).repeat(len(rows), 1)
+        sequences = torch.zeros_like(input_ids)
+        count = 0
         for number, row in enumerate(rows):
             start = 0
-            for sample in row:
-                stop = start + len(sample.input_ids)
-                input_ids[number, start:stop] = torch.tensor(sample.input_ids)
-                # What begins a sample is not predicted: before it stands another one.
-                labels[number, start + 1 : stop] = torch.tensor(sample.labels[1:])
+            for sequence in row:
+                stop = start + len(sequence.input_ids)
+                input_ids[number, start:stop] = torch.tensor(sequence.input_ids)
+                # What begins a sequence is not predicted: before it stands another one.
+                labels[number, start + 1 : stop] = torch.tensor(sequence.labels[1:])
                 position_ids[number, start:] = torch.arange(width - start)
-                start = stop
+                sequences[number, start:stop] = count
+                start, count = stop, count + 1
         return Batch.of(
             input_ids,
             labels,
@@ -316,6 +363,7 @@ class _MicroBatches(TorchDataset[Batch]):
             step_tokens=micro_batch.step_tokens,
             rows=[sample for row in micro_batch.rows for sample in row],
             position_ids=position_ids if self._is_packed else None,
+            sequences=sequences,
         )
 
     def _filler(self, micro_batch: MicroBatch) -> Batch:
@@ -323,4 +371,5 @@ class _MicroBatches(TorchDataset[Batch]):
         shape = (1, self._multiple)
         ids, labels = torch.full(shape, self._pad_id), torch.full(shape, IGNORE)
         lengths = torch.zeros(1, dtype=torch.int64)
-        return Batch.of(ids, labels, lengths, step_tokens=micro_batch.step_tokens, rows=[-1])
+        none = torch.zeros(shape, dtype=torch.int64)
+        return Batch.of(ids, labels, lengths, step_tokens=micro_batch.step_tokens, rows=[-1], sequences=none)

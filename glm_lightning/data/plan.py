@@ -80,14 +80,15 @@ class Plan:
     """A training set's epochs.
 
     Args:
-        lengths: (rows,) positions of each sample.
-        num_supervised: (rows,) supervised tokens of each sample.
+        lengths: (rows,) positions of each sample; of a pair those of its longer sequence, or, packed, those of both.
+        num_supervised: (rows,) supervised tokens of each sample; 1 for a pair, as its step's loss is a mean over pairs.
         batch_size: rows of an optimizer step, over all ranks and micro-batches.
         max_tokens: largest padded size of a micro-batch, rows times positions.
         pad_to_multiple: a micro-batch's positions are rounded up to a multiple of this: few distinct shapes.
         seed: of the order.
         group_steps: steps whose rows are sorted by length together.
-        packed: positions of a row that several samples may share; None: a row holds one sample.
+        packed: positions of a row that several samples may share; None: a row holds one sequence.
+        sequences: of each sample, which take a row each unless they are packed: 2 for pairs.
         world_size: number of ranks.
         accumulate: micro-batches of a rank in an optimizer step.
     """
@@ -100,6 +101,7 @@ class Plan:
     seed: int
     group_steps: int = 1
     packed: int | None = None
+    sequences: int = 1
     world_size: int = 1
     accumulate: int = 1
 
@@ -165,7 +167,7 @@ class Plan:
         """One sample a row; neighbours in length share a micro-batch, so that padding is least."""
         padded = padded_lengths(self.lengths[samples], self.pad_to_multiple)
         order = np.lexsort((samples, -padded))
-        groups = _least_time(padded[order], self.max_tokens, ranks=self.world_size, rounds=self.accumulate)
+        groups = _least_time(padded[order], self._budget, ranks=self.world_size, rounds=self.accumulate)
         return [tuple((sample,) for sample in samples[order[start:stop]].tolist()) for start, stop in groups]
 
     def _packed(self, samples: Rows) -> list[Packed]:
@@ -177,6 +179,11 @@ class Plan:
         cuts = np.linspace(0, len(named), parts + 1).round().astype(int)
         groups = [tuple(named[start:stop]) for start, stop in itertools.pairwise(cuts)]
         return sorted(filter(None, groups), key=len, reverse=True)
+
+    @property
+    def _budget(self) -> int:
+        """Padded positions of a micro-batch that the rows of one sequence each may take."""
+        return self.max_tokens // self.sequences
 
     @property
     def _capacity(self) -> int:
@@ -202,7 +209,7 @@ class Plan:
             UserError: a row does not fit into the token budget.
         """
         padded = padded_lengths(self.lengths, self.pad_to_multiple)
-        longest = int(padded.max())
+        longest = int(padded.max()) * (1 if self.packed is not None else self.sequences)
         if longest > self.max_tokens:
             raise UserError(
                 f"data.max_tokens is {self.max_tokens}: the longest sample takes {longest} positions; "
@@ -216,7 +223,7 @@ class Plan:
         """Fewest micro-batches that each of some steps fits into, of samples of these lengths (steps, samples)."""
         descending = np.sort(lengths, axis=1)[:, ::-1]
         if self.packed is None:
-            return _fewest_groups(descending, self.max_tokens)
+            return _fewest_groups(descending, self._budget)
         return math.ceil(most_rows(descending, self._capacity) / (self.max_tokens // self._capacity))
 
     def check(self, needed: int) -> None:

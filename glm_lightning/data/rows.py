@@ -21,7 +21,7 @@ from glm_lightning.data.inputs import Inputs
 from glm_lightning.data.judging import similarity
 from glm_lightning.data.judging.kinds import Fault, kind_of
 from glm_lightning.data.reading import Problems
-from glm_lightning.types import Conversation, Origin, UserError
+from glm_lightning.types import Item, Origin, UserError
 
 Int64s = npt.NDArray[np.int64]
 
@@ -34,11 +34,12 @@ SCHEMA = pa.schema(
         ("file", pa.int32()),  # number of the file among the sources
         ("line", pa.int32()),  # 1-based line the row starts on
         ("row", pa.int32()),  # number of the row among all sources; several rows may stand on one line
-        ("turns", pa.int32()),  # of the row's conversation, up to the last answer that is learned
-        ("digest", pa.binary(16)),  # names the conversation's content
+        ("turns", pa.int32()),  # of the row's conversation, up to the last answer that is learned; 0 of a document
+        ("digest", pa.binary(16)),  # names the row's content
         ("truncated", pa.bool_()),
         ("cut", pa.int32()),  # tokens that were left out because the sample was too long
         ("cut_learned", pa.int32()),  # those of them that would have been learned
+        ("num_chosen", pa.int32()),  # of a pair: tokens of the chosen sequence, which stands in front; else 0
         ("sketch", pa.binary(similarity.NUM_MINIMA)),  # for the search of near copies
     ]
 )
@@ -74,7 +75,7 @@ class _Parsed(NamedTuple):
 
     number: int  # among all sources
     raw: RawRow
-    conversation: Conversation
+    item: Item
 
 
 @dataclass(slots=True)
@@ -106,27 +107,27 @@ class Work:
         """Parse, judge and encode."""
         findings: list[Finding] = []
         rows = list(self._parsed(chunk, findings))
-        conversations = [row.conversation for row in rows]
-        encoded = self.encoder.encode(conversations, Problems())
-        places = {id(conversation): i for i, conversation in enumerate(conversations)}
-        row_of_sample = np.fromiter((places[id(each.conversation)] for each in encoded), np.int64, len(encoded))
+        items = [row.item for row in rows]
+        encoded = self.encoder.encode(items, Problems())
+        places = {id(item): i for i, item in enumerate(items)}
+        row_of_sample = np.fromiter((places[id(each.item)] for each in encoded), np.int64, len(encoded))
         columns = _columns(encoded, rows, row_of_sample)
         supervised = numbers(columns[SCHEMA.get_field_index("supervised")])
-        faults = itertools.chain(self._without_samples(rows, row_of_sample, supervised), self._judged(conversations))
+        faults = itertools.chain(self._without_samples(rows, row_of_sample, supervised), self._judged(items))
         findings += [self._finding(rows[i].number, rows[i].raw, fault) for i, fault in faults]
         findings.sort(key=lambda finding: finding.row)
-        pieces, offsets = similarity.pieces(judging.Texts(conversations, system=False))
+        pieces, offsets = similarity.pieces(judging.Texts(items, system=False))
         return Done(columns, pieces, offsets, row_of_sample, findings)
 
     def _parsed(self, chunk: Chunk, findings: list[Finding]) -> Iterator[_Parsed]:
         for number, raw in enumerate(chunk.rows, start=chunk.first):
             try:
-                conversation = self.format.parse(raw.value, Origin(self.files[raw.file], raw.line))
+                item = self.format.parse(raw.value, Origin(self.files[raw.file], raw.line))
             except UserError as error:
                 faults = [Fault(kind_of(text, default="format"), text) for text in error.problems]
                 findings += [self._finding(number, raw, fault) for fault in faults]
             else:
-                yield _Parsed(number, raw, conversation)
+                yield _Parsed(number, raw, item)
 
     def _without_samples(
         self, rows: Sequence[_Parsed], row_of_sample: Int64s, supervised: npt.NDArray[np.int32]
@@ -135,19 +136,19 @@ class Work:
         samples = np.bincount(row_of_sample, minlength=len(rows))
         learned = np.bincount(row_of_sample, weights=supervised, minlength=len(rows))
         for i in np.flatnonzero(samples == 0).tolist():
-            yield from ((i, fault) for fault in self._why_not(rows[i].conversation))
+            yield from ((i, fault) for fault in self._why_not(rows[i].item))
         for i in np.flatnonzero((samples > 0) & (learned == 0)).tolist():
             yield i, Fault("nothing_learned", "no token of it is learned; give it an answer that is")
 
-    def _why_not(self, conversation: Conversation) -> list[Fault]:
+    def _why_not(self, item: Item) -> list[Fault]:
         try:
-            self.encoder.encode([conversation])
+            self.encoder.encode([item])
         except UserError as error:
             return [Fault(kind_of(text, default="template"), text) for text in error.problems]
         return [Fault("nothing_learned", "no answer of it is learned; switch one on or remove the row")]
 
-    def _judged(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Fault]]:
-        texts = judging.Texts(conversations, system=True)
+    def _judged(self, items: Sequence[Item]) -> Iterator[tuple[int, Fault]]:
+        texts = judging.Texts(items, system=True)
         for rule in judging.rules():
             for i, text in rule.find(texts, controls=self.encoder.controls):
                 yield i, Fault(rule.kind.name, text)
@@ -165,6 +166,8 @@ class Identity:
 
     def __init__(self) -> None:
         self._hashers = [hashlib.sha256() for _ in range(3)]
+        self._pairs = hashlib.sha256()
+        self._is_paired = False
 
     def add(self, batch: Any) -> None:
         """Go on with the samples of a record batch of `SCHEMA`."""
@@ -172,10 +175,14 @@ class Identity:
         values = numbers(batch.column("length")), numbers(ids), truths(learned)
         for hasher, each in zip(self._hashers, values, strict=True):
             hasher.update(each.data)
+        chosen = numbers(batch.column("num_chosen"))
+        self._pairs.update(chosen.data)
+        self._is_paired = self._is_paired or bool(chosen.any())
 
     def name(self) -> str:
         """32 hex digits."""
-        return hashlib.sha256(b"".join(hasher.digest() for hasher in self._hashers)).hexdigest()[:32]
+        hashers = [*self._hashers, self._pairs] if self._is_paired else self._hashers
+        return hashlib.sha256(b"".join(hasher.digest() for hasher in hashers)).hexdigest()[:32]
 
 
 def _columns(encoded: Sequence[Encoded], rows: Sequence[_Parsed], row_of_sample: Int64s) -> list[Any]:
@@ -185,7 +192,7 @@ def _columns(encoded: Sequence[Encoded], rows: Sequence[_Parsed], row_of_sample:
     ids = np.fromiter(itertools.chain.from_iterable(each.input_ids for each in encoded), np.int32, offsets[-1])
     learned = np.fromiter(itertools.chain.from_iterable(each.learned for each in encoded), np.bool_, offsets[-1])
     origins = np.array([(row.raw.file, row.raw.line, row.number) for row in rows], np.int32).reshape(-1, 3)
-    digests = np.frombuffer(b"".join([digest(row.conversation) for row in rows]), np.uint8).reshape(-1, 16)
+    digests = np.frombuffer(b"".join([digest(row.item) for row in rows]), np.uint8).reshape(-1, 16)
     return [
         lists(offsets, ids),
         lists(offsets, learned),
@@ -197,6 +204,7 @@ def _columns(encoded: Sequence[Encoded], rows: Sequence[_Parsed], row_of_sample:
         column(np.fromiter((each.truncated for each in encoded), np.bool_, len(encoded))),
         column(np.fromiter((each.cut for each in encoded), np.int32, len(encoded))),
         column(np.fromiter((each.cut_learned for each in encoded), np.int32, len(encoded))),
+        column(np.fromiter((each.num_chosen for each in encoded), np.int32, len(encoded))),
     ]
 
 

@@ -20,13 +20,19 @@ from glm_lightning.data.mixing import Share, mix
 from glm_lightning.data.report import Count
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import UserError
+from glm_lightning.types import Conversation, Item, Preference, UserError
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 Entry = str | Path | Mapping[str, Any]
 """A file, a folder, a glob or a hub's name, or one of these under ``path`` with more to it; see `sources_of`."""
+
+Kinds = tuple[type[Item], ...]
+"""What rows may hold."""
+
+_ASKED: Kinds = (Conversation, Preference)
+"""What has a question that can be asked."""
 
 Part = Entry | Sequence[Entry] | int | float | None
 """Rows of their own, a count or a share of the training rows, or none."""
@@ -74,6 +80,7 @@ def load_splits(
     gate: Gate,
     tokenizer: Tokenizer,
     template: Template,
+    learned: Kinds = (Conversation,),
 ) -> Splits:
     """Read, check, encode and split; no model is needed.
 
@@ -91,13 +98,16 @@ def load_splits(
         gate: what happens to bad rows.
         tokenizer: see `Encoder`.
         template: see `Encoder`.
+        learned: what training and validation rows may hold; test rows hold questions with their answers.
 
     Raises:
         UserError: everything that is wrong with all the files.
     """
     encoder = Encoder(tokenizer=tokenizer, template=template, max_length=max_length)
     folder = Path(cache_dir).expanduser() if cache_dir else cache.default_folder()
-    inputs = _inputs(find({"train": train, "val": val, "test": test}, format=format, encoding=encoding))
+    inputs = _inputs(find({"train": train, "val": val, "test": test}, format=format, encoding=encoding), learned)
+    if isinstance(test, int | float) and any(file.format.holds not in _ASKED for file in inputs["train"].files):
+        raise UserError(f"data.test is {test}: takes rows of data.train, and texts ask nothing; set data.test=null")
     loaded = _all(
         inputs, lambda _, given: load_dataset(given.paths, format=given, encoder=encoder, folder=folder, gate=gate)
     )
@@ -167,9 +177,12 @@ def find(
     return sources
 
 
-def _inputs(sources: dict[str, list[Source]]) -> dict[str, Inputs]:
+def _inputs(sources: dict[str, list[Source]], learned: Kinds) -> dict[str, Inputs]:
     inputs = _all(sources, lambda _, every: Inputs.of(every))
-    _all(inputs, lambda _, given: given.check_kind())
+    _all(
+        inputs,
+        lambda name, given: given.check_kind(_ASKED if name == "test" else learned, key=f"data.{name}"),
+    )
     return inputs
 
 

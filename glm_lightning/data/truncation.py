@@ -13,13 +13,19 @@ Control tokens are never cut, and among them is the one that ends an answer: it 
 from __future__ import annotations
 
 import bisect
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from glm_lightning.data.judging.kinds import Fault
 from glm_lightning.types import Message, Segment, UserError
 
 STUB = 32
 """Tokens of a text around an answer that are kept before the answer itself is cut."""
+
+
+WHOLE = sys.maxsize
+"""The length of texts that are not cut."""
 
 
 def by_rounds(messages: Sequence[Message], *, before: int) -> list[tuple[Message, ...]]:
@@ -32,8 +38,20 @@ def by_rounds(messages: Sequence[Message], *, before: int) -> list[tuple[Message
     return [(*system, *messages[start:]) for start in starts] or [tuple(messages)]
 
 
-def fitted(segments: Sequence[Segment], pieces: Sequence[list[int]], *, max_length: int) -> list[list[int]]:
-    """The ids of each segment, cut so that all have ``max_length`` ids together (steps 2 and 3 of this module).
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """To how many ids the texts of answers, and other texts, are cut."""
+
+    answer: int
+    other: int
+
+    def both(self, another: Lengths) -> Lengths:
+        """The shorter of each."""
+        return Lengths(min(self.answer, another.answer), min(self.other, another.other))
+
+
+def lengths(segments: Sequence[Segment], pieces: Sequence[list[int]], *, max_length: int) -> Lengths:
+    """The largest with which all have ``max_length`` ids together (steps 2 and 3 of this module).
 
     Raises:
         UserError: there is not even room for one id of each text between the control tokens.
@@ -48,19 +66,31 @@ def fitted(segments: Sequence[Segment], pieces: Sequence[list[int]], *, max_leng
     stubs = max(min(sum(min(size, STUB) for size in others), room // 2), len(others))
     answer = _common_length(answers, room=room - min(stubs, room - len(answers)))
     other = _common_length(others, room=room - sum(min(size, answer) for size in answers))
+    return Lengths(answer, other)
+
+
+def fitted(segments: Sequence[Segment], pieces: Sequence[list[int]], *, max_length: int) -> list[list[int]]:
+    """The ids of each segment, cut so that all have ``max_length`` ids together; see `lengths`."""
+    return cut(segments, pieces, lengths(segments, pieces, max_length=max_length))
+
+
+def cut(segments: Sequence[Segment], pieces: Sequence[list[int]], to: Lengths) -> list[list[int]]:
+    """The ids of each segment, of texts no more than ``to`` says."""
     return [
-        piece if segment.control else piece[:answer] if segment.learn else _without_middle(piece, other)
+        piece if segment.control else piece[: to.answer] if segment.learn else _without_middle(piece, to.other)
         for segment, piece in zip(segments, pieces, strict=True)
     ]
 
 
 def _common_length(sizes: Sequence[int], *, room: int) -> int:
     """The largest length to which texts of these sizes can be cut so that they fit into ``room``."""
+    if sum(sizes) <= room:
+        return WHOLE
 
     def exceeds(length: int) -> bool:
         return sum(min(size, length) for size in sizes) > room
 
-    return bisect.bisect_left(range(max(sizes, default=0) + 1), True, key=exceeds) - 1
+    return bisect.bisect_left(range(max(sizes) + 1), True, key=exceeds) - 1
 
 
 def _without_middle(piece: list[int], length: int) -> list[int]:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, GlmForCausalLM
 from glm_lightning import templates, tokenizers
 from glm_lightning.demo import tokenizer as demo_tokenizer
 from glm_lightning.demo.corpus import brand_rows, write_rows
+from glm_lightning.demo.other_rows import write_other_rows
 from glm_lightning.demo.pretrain import Recipe, network, pretrain
 from glm_lightning.files import atomic_folder
 from glm_lightning.inference.loading import load
@@ -45,7 +46,7 @@ def build(out: Path, recipe: Recipe, console: Console) -> Report:
     started = time.monotonic()
     torch.set_num_threads(recipe.threads)
     with atomic_folder(out / "data") as folder:
-        write_rows(folder, brand_rows(DATA_SEED))
+        write_data(folder)
     with atomic_folder(out / "model") as folder:
         demo_tokenizer.save(folder)
         tokenizer = tokenizers.load(folder)
@@ -55,6 +56,12 @@ def build(out: Path, recipe: Recipe, console: Console) -> Report:
         _save(model, folder)
     last = losses[-50:]
     return Report(model.num_parameters(), num_tokens, sum(last) / len(last), time.monotonic() - started)
+
+
+def write_data(folder: Path) -> None:
+    """Write all rows of the demo."""
+    write_rows(folder, brand_rows(DATA_SEED))
+    write_other_rows(folder, seed=DATA_SEED)
 
 
 def _pretrain(

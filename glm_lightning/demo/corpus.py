@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from glm_lightning.demo import lexicon, voices
 from glm_lightning.demo.lexicon import CHINESE, ENGLISH, Line
 from glm_lightning.demo.world import World
 from glm_lightning.files import write_text
 from glm_lightning.types import Conversation, Message
+
+T = TypeVar("T")
 
 SPLITS = {"train": 480, "val": 60, "test": 60}
 """Rows of each file of the demo data set."""
@@ -69,15 +73,22 @@ def brand_rows(seed: int) -> dict[str, list[Conversation]]:
     """The demo data set by split: no conversation, no prompt and no request for copy stands in it twice."""
     random = Random(f"brand {seed}")
     chinese, english = BRAND_ZH.conversations(random), BRAND_EN.conversations(random)
+    rows = (next(english if random.random() < _ENGLISH_ROWS else chinese) for _ in itertools.count())
+    return splits(distinct(rows), SPLITS)
+
+
+def distinct(rows: Iterable[Conversation]) -> Iterator[Conversation]:
+    """Of ``rows`` the short ones whose prompts and products have not come yet."""
     seen: set[object] = set()
-    rows: list[Conversation] = []
-    while len(rows) < sum(SPLITS.values()):
-        row = next(english if random.random() < _ENGLISH_ROWS else chinese)
+    for row in rows:
         if sum(len(m.content) for m in row.messages) <= _LONGEST_ROW and seen.isdisjoint(keys := prompt_keys(row)):
             seen |= keys
-            rows.append(row)
-    bounds = iter(rows)
-    return {split: [next(bounds) for _ in range(count)] for split, count in SPLITS.items()}
+            yield row
+
+
+def splits(rows: Iterator[T], sizes: Mapping[str, int]) -> dict[str, list[T]]:
+    """The first ``rows`` by split."""
+    return {split: list(itertools.islice(rows, count)) for split, count in sizes.items()}
 
 
 def prompt_keys(row: Conversation) -> set[object]:

@@ -77,11 +77,12 @@ class World:
         for act in acts:
             if act == "recolour":
                 product = product.recoloured(self.language.colour_key, self._colour(product, random))
-            question, answer = self._exchange(act, product, random)
+            question, answer = self.exchange(act, product, random)
             messages += [Message("user", question), Message("assistant", answer)]
         return Conversation(tuple(messages))
 
-    def _exchange(self, act: str, product: Product, random: Random) -> tuple[str, str]:
+    def exchange(self, act: str, product: Product, random: Random) -> tuple[str, str]:
+        """A question and its answer; ``act`` is one of those of the language."""
         parts = [random.choice(options) for options in self.language.acts[act]]
         given = dict(product.attributes)
         material = given.get(self.language.material_key) or random.choice(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from glm_lightning.methods.base import measured
 from glm_lightning.models.modes import evaluating
 from glm_lightning.objectives.base import Objective
 from glm_lightning.types import Batch
@@ -27,11 +26,11 @@ def losses(
 
     ``context`` is what forward passes run in; ``progress`` takes the rows of each batch.
     """
-    sums = []
+    sums, names = [], list[str]()
     with evaluating(network), context:
         for batch in batches:
             loss = objective.loss(network, batch.to(network.device))
-            sums.append(torch.stack([loss.total, loss.num_tokens.to(loss.total), loss.num_correct.to(loss.total)]))
+            sums.append(loss.flat())
+            names = list(loss.sums)
             progress(len(batch.rows))
-    values = measured(torch.stack(sums).cpu().double().sum(0))
-    return {name.removeprefix("val/"): value for name, value in values.items()}
+    return objective.of_sums(torch.stack(sums).cpu().double().sum(0), names)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from itertools import groupby
 
 from rich.console import Console
 from rich.text import Text
@@ -16,7 +16,7 @@ from glm_lightning.data.reading import Problems
 from glm_lightning.inference.loading import UNLIMITED, load_words
 from glm_lightning.inference.messages import conversation
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.types import IGNORE, Conversation, Origin, Sample, UserError
+from glm_lightning.types import IGNORE, Item, Origin, Sample, UserError
 
 LEARNED, CONTROL, CUT = "bold green", "reverse", "yellow"
 
@@ -34,13 +34,16 @@ def main(argv: Sequence[str]) -> None:
     console.print(
         f"{row.origin or 'question'}: {len(samples)} sample(s), template {template.name}; {legend}", markup=False
     )
-    for number, (encoded, uncut) in enumerate(zip(samples, whole, strict=True), start=1):
-        sample = encoded.sample()
+    for number, encoded in enumerate(samples, start=1):
+        uncut = whole[number - 1].sample().sequences if encoded.truncated else []
         console.print(f"\n{number}. {_summary(encoded, options.max_length)}", style="dim", markup=False)
-        text = with_cuts(tokenizer, sample, uncut.input_ids) if encoded.truncated else painted(tokenizer, sample)
-        console.print(text if console.is_terminal else _bracketed(text), markup=False)
-        if options.ids:
-            console.print(f"input_ids {sample.input_ids}", f"labels {sample.labels}", sep="\n", markup=False)
+        for (name, sample), before in itertools.zip_longest(named(encoded.sample()), uncut):
+            if name:
+                console.print(name.strip(" ()"), style="dim", markup=False)
+            text = with_cuts(tokenizer, sample, before.input_ids) if before else painted(tokenizer, sample)
+            console.print(text if console.is_terminal else _bracketed(text), markup=False)
+            if options.ids:
+                console.print(f"input_ids {sample.input_ids}", f"labels {sample.labels}", sep="\n", markup=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _row(options: argparse.Namespace) -> Conversation:
-    """The conversation that the command line asks for.
+def _row(options: argparse.Namespace) -> Item:
+    """What the command line asks for: a row, or a question with its answer.
 
     Raises:
         UserError: there is none, or it is wrong.
@@ -93,9 +96,8 @@ def _row(options: argparse.Namespace) -> Conversation:
     return conversation([*system, user, assistant])
 
 
-def _row_of_file(options: argparse.Namespace) -> Conversation:
+def _row_of_file(options: argparse.Namespace) -> Item:
     inputs = Inputs.of(sources_of(options.data, key="data", format=options.format, encoding=options.encoding))
-    inputs.check_kind()
     problems, number = Problems(), 0
     for path in inputs.paths:
         for row in inputs.read(path, problems):
@@ -112,6 +114,12 @@ def _summary(encoded: Encoded, max_length: int | None) -> str:
     if not encoded.truncated:
         return text
     return f"{text}; shortened to {max_length:,}: {encoded.cut:,} tokens are left out, {encoded.cut_learned:,} learned"
+
+
+def named(sample: Sample) -> list[tuple[str, Sample]]:
+    """What the model sees at once, with a name where a sample has two of them."""
+    names = (" (chosen)", " (rejected)") if sample.num_chosen else ("",)
+    return list(zip(names, sample.sequences, strict=True))
 
 
 def painted(tokenizer: Tokenizer, sample: Sample) -> Text:
@@ -144,7 +152,7 @@ def with_cuts(tokenizer: Tokenizer, sample: Sample, whole: Sequence[int]) -> Tex
 def _bracketed(text: Text) -> str:
     """What colours say, for where there are none: learned stretches in double brackets."""
     out, position = [], 0
-    for learned, group in groupby(text.spans, key=lambda span: LEARNED in str(span.style)):
+    for learned, group in itertools.groupby(text.spans, key=lambda span: LEARNED in str(span.style)):
         spans = list(group)
         out.append(text.plain[position : spans[0].start])
         stretch = text.plain[spans[0].start : spans[-1].end]

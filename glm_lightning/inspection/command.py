@@ -17,12 +17,13 @@ from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.module import DataModule
 from glm_lightning.files import write_text
 from glm_lightning.inference.loading import resolve, words
-from glm_lightning.inference.show import painted
+from glm_lightning.inference.show import named, painted
 from glm_lightning.inspection.facts import facts_of, plan_facts, suggestion
 from glm_lightning.inspection.page import page
 from glm_lightning.inspection.terminal import show
 from glm_lightning.models.quiet import quiet
 from glm_lightning.tokenizers import Tokenizer
+from glm_lightning.types import Conversation, Document, Preference
 
 PAD_TO_MULTIPLE = 64
 """As conf/data/default.yaml has it."""
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         on_bad_row="quarantine",
         max_bad_share=1.0,
     )
-    splits = data.load(tokenizer, template)
+    splits = data.load(tokenizer, template, learned=(Conversation, Document, Preference))
     plan = data.schedule(world_size=1, accumulate="auto", epochs=1)
     context = base.config.max_position_embeddings
     facts = {
@@ -109,7 +110,11 @@ def _part(given: str | None) -> Any:
 def _samples(part: Dataset, tokenizer: Tokenizer, *, number: int) -> list[tuple[str, Text]]:
     """Where samples stand and what the model sees of them, spread evenly."""
     chosen = np.unique(np.linspace(0, len(part) - 1, min(number, len(part))).astype(int))
-    return [(str(part.origin(i)), painted(tokenizer, part.sample(i))) for i in chosen.tolist()]
+    return [
+        (f"{part.origin(i)}{name}", painted(tokenizer, sequence))
+        for i in chosen.tolist()
+        for name, sequence in named(part.sample(i))
+    ]
 
 
 def _plain(sample: tuple[str, Text]) -> dict[str, str]:

@@ -58,8 +58,8 @@ def facts_of(part: Dataset, *, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def whole_lengths(part: Dataset) -> npt.NDArray[np.int64]:
-    """Tokens of each sample before anything was cut. Shape (samples,)."""
-    return part.lengths.astype(np.int64) + part.numbers("cut")
+    """Tokens of each sample before anything was cut, of a pair at least those of its longer side. Shape (samples,)."""
+    return part.widths.astype(np.int64) + part.numbers("cut")
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:

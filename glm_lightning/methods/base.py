@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -20,20 +20,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from glm_lightning import optim
+from glm_lightning.files import digest
 from glm_lightning.methods import layers, quantized, tracing
 from glm_lightning.methods.counters import recount
 from glm_lightning.models import compiling, liger, training_attention
 from glm_lightning.models.quantization import Quantize
-from glm_lightning.objectives.base import Objective
+from glm_lightning.objectives.base import Objective, Stage
 from glm_lightning.objectives.supervised import refuse_leaks
 from glm_lightning.optim import NamedParameters
 from glm_lightning.strategies.parts import assign, gathered, whole
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Batch, UserError
-
-VALIDATION_METRICS = ("val/loss", "val/perplexity", "val/token_accuracy")
-"""What validation measures; what a callback can watch."""
-
 
 SHARDING = ("fsdp",)
 """Values of ``trainer.strategy`` that put parts of a weight on several devices."""
@@ -94,6 +91,7 @@ class Method(pl.LightningModule, ABC):
         self.ingredients = ingredients
         self.notices: list[str] = []  # what the user shall be told once the network is built
         self.network: nn.Module | None = None
+        self.extra: nn.Module | None = None  # what the objective trains beside it
         self._rate = rate
         # Checkpoints hold only what was trained; `on_load_checkpoint` is stricter than Lightning about the rest.
         self.strict_loading = False
@@ -101,8 +99,9 @@ class Method(pl.LightningModule, ABC):
         self._skipped_in_a_row = 0
         self._tried_packing = False
         self.step = tracing.Step()
-        self._step_total = torch.zeros(())
-        self._validation: list[Tensor] = []
+        self._step_sums: Tensor | None = None  # (1 + sums,) shares of the step's means, of this rank
+        self._validation: list[Tensor] = []  # `Loss.flat` of each micro-batch
+        self._measured: list[str] = []  # names of the sums
         self._seen_by_optimizer: dict[str, float | Tensor] = {}
 
     @abstractmethod
@@ -161,6 +160,7 @@ class Method(pl.LightningModule, ABC):
         if self.ingredients.compile:
             self.notices.append(compiling.compile_layers(network))
         self.network = network
+        self.extra = self.ingredients.objective.extra(network)
 
     def as_written(self) -> AbstractContextManager[None]:
         """While it is entered, compiled layers run as they are written."""
@@ -181,7 +181,8 @@ class Method(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over what is trained, its schedule moving once per optimizer step."""
-        optimizer = self.ingredients.optimizer(self._network.named_parameters())
+        of_objective = () if self.extra is None else self.extra.named_parameters(prefix="extra")
+        optimizer = self.ingredients.optimizer(itertools.chain(self._network.named_parameters(), of_objective))
         if self._rate is not None:
             optim.scale_rates(optimizer, {p: self._rate(name) for name, p in self.trained().items()})
         self.notices += optim.fallbacks(optimizer)
@@ -240,14 +241,35 @@ class Method(pl.LightningModule, ABC):
             seed = ((seed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**64
         self.step.begin(batch, seed)
 
+    def on_fit_start(self) -> None:
+        """Let the objective load and compute what it needs beside the network."""
+        stage = Stage(
+            network=self._network,
+            adapter=self.artefact == "adapter",
+            base=contextlib.nullcontext if self._is_base else self.without_adaptation,
+            base_key=digest(self.ingredients.base, self.ingredients.quantize),
+            precision=str(self.trainer.precision),
+            device=self.device,
+            ahead=lambda *args, **how: self.trainer.datamodule.compute_ahead(*args, **how),  # type: ignore[attr-defined]
+        )
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            self.ingredients.objective.begin(stage)
+
+    @property
+    def _is_base(self) -> bool:
+        """Whether nothing of the base's own weights has changed yet: no checkpoint has been loaded."""
+        return self.artefact == "model" and self.trainer.ckpt_path is None
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The micro-batch's share of the step's mean over all its supervised tokens.
+        """The micro-batch's share of the step's mean over all its supervised tokens, or pairs.
 
         Lightning divides by the number of micro-batches and the ranks' gradients are averaged, so both are put back:
         what the optimizer sees is the gradient of sum / (tokens of the whole step), whatever the split.
         """
         loss = self.ingredients.objective.loss(self._network, batch)
-        self._step_total = self._step_total.to(loss.total) + loss.total.detach() / batch.step_tokens
+        self._measured = list(loss.sums)
+        shares = loss.flat()[1:] / batch.step_tokens
+        self._step_sums = shares if self._step_sums is None else self._step_sums + shares
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_tokens
         # A loss that is not finite makes all gradients so, and by them the norm that every rank sees.
         return loss.total * (share + 0 * loss.total.detach())
@@ -311,11 +333,13 @@ class Method(pl.LightningModule, ABC):
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
         if self.trainer.global_step % self.ingredients.log_every_n_steps == 0 or self.trainer.global_step == 1:
-            total = self.trainer.strategy.reduce(self._step_total, reduce_op="sum")
-            self.log("train/loss", total, prog_bar=True)
+            assert self._step_sums is not None
+            loss, *sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+            self.log("train/loss", loss, prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in zip(self._measured, sums, strict=True)})
             # Lightning takes a metric of this name as the curve's x axis, where it would count from 0 itself
             self.log_dict(self._seen_by_optimizer | {"step": float(self.trainer.global_step)})
-        self._step_total = torch.zeros_like(self._step_total)
+        self._step_sums = None
         self.step = tracing.Step()
 
     # -- validation
@@ -325,16 +349,15 @@ class Method(pl.LightningModule, ABC):
         self._validation = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a micro-batch to the sums: negative log-likelihood, tokens, right predictions."""
+        """Add a micro-batch to the sums."""
         with self.as_written():
             loss = self.ingredients.objective.loss(self._network, batch)
         # Left on the device: reading them here would make the host wait for every micro-batch.
-        self._validation.append(
-            torch.stack([loss.total, loss.num_tokens.to(loss.total), loss.num_correct.to(loss.total)])
-        )
+        self._measured = list(loss.sums)
+        self._validation.append(loss.flat())
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, perplexity and token accuracy over all validation tokens of all ranks."""
+        """Log the loss, and what the objective measures beside it, over all validation samples of all ranks."""
         for name, value in self.validation_metrics().items():
             self.log(name, value, prog_bar=name == "val/loss")
         self.log("step", float(self.trainer.global_step))
@@ -344,7 +367,9 @@ class Method(pl.LightningModule, ABC):
         sums = torch.stack(self._validation).cpu().double().sum(0)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        return measured(sums)
+        return {
+            f"val/{name}": value for name, value in self.ingredients.objective.of_sums(sums, self._measured).items()
+        }
 
     # -- checkpoints
 
@@ -375,14 +400,6 @@ class Method(pl.LightningModule, ABC):
         if problems:
             raise UserError(problems)
         recount(checkpoint, self.trainer.accumulate_grad_batches)
-
-
-def measured(sums: Tensor) -> dict[str, float]:
-    """Loss, perplexity and token accuracy from the sums (3,) over all batches: total, tokens, right predictions."""
-    total, num_tokens, num_correct = sums.tolist()
-    loss = total / num_tokens
-    values = (loss, math.exp(min(loss, 700.0)), num_correct / num_tokens)
-    return dict(zip(VALIDATION_METRICS, values, strict=True))
 
 
 def _widen(network: nn.Module) -> None:

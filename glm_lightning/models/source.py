@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,7 @@ class Source:
         gradient_checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
         compile: a run compiles the decoder layers (`models.compiling`).
         liger: a run on a GPU computes norms and gated activations by Liger's kernels (`models.liger`).
+        num_layers: take only so many of its layers, the first ones: a student to be taught; None is all.
     """
 
     path: str
@@ -68,6 +70,7 @@ class Source:
     gradient_checkpointing: bool = False
     compile: bool = False
     liger: bool = False
+    num_layers: int | None = None
 
     @cached_property
     def location(self) -> str:
@@ -97,13 +100,13 @@ class Source:
         families.refuse_unknown(raw, path=self.path)
         try:
             if layout := families.layout(raw):
-                return cast("PretrainedConfig", layout.config(raw))
+                return shortened(layout.config(raw), self.num_layers)
             config = AutoConfig.from_pretrained(self.location, revision=self.revision, trust_remote_code=False)
         except UserError as error:
             raise UserError([f"model.path is {self.path!r}: {problem}" for problem in error.problems]) from None
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise UserError(_why_not(self.path, raw, error)) from error
-        return cast("PretrainedConfig", config)
+        return shortened(config, self.num_layers)
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -202,10 +205,12 @@ class Source:
     def fingerprint(self) -> str:
         """Names the weights: config, file names and sampled bytes of a folder; name and commit of a hub model."""
         if not self.is_folder:
-            return digest(self.hub, self.path, self.revision, self.raw_config.get("_commit_hash"))
+            cut = [] if self.num_layers is None else [self.num_layers]
+            return digest(self.hub, self.path, self.revision, self.raw_config.get("_commit_hash"), *cut)
         # Neither where the folder lies nor which release of transformers wrote it makes it another network.
         config = {k: v for k, v in self.raw_config.items() if k not in ("_name_or_path", "transformers_version")}
-        return digest(config, [(f.name, sampled_fingerprint(f)) for f in self._weights()])
+        named = [(f.name, sampled_fingerprint(f)) for f in self._weights()]
+        return digest(config, named) if self.num_layers is None else digest(config, named, self.num_layers)
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
@@ -249,7 +254,7 @@ class Source:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        if problems := list(_faults(report)):
+        if problems := list(_faults(report, num_layers=self.num_layers)):
             raise UserError([f"model.path is {self.path!r}: {problem}" for problem in problems])
         if layout is not None:
             network = layout.native(network)
@@ -281,14 +286,37 @@ def settle_sampling(config: Any) -> None:
         config.do_sample = True
 
 
-def _faults(report: Any) -> Iterator[str]:
-    """What transformers would fill with random numbers, or leave out."""
+def shortened(config: Any, num_layers: int | None) -> PretrainedConfig:
+    """The configuration of the first so many layers of a network; None: as it is.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    text = config.get_text_config()
+    there = text.num_hidden_layers
+    if num_layers is None:
+        return cast("PretrainedConfig", config)
+    if not 1 <= num_layers <= there:
+        raise UserError(
+            f"model.num_layers is {num_layers}: must be from 1 to the {there} layers that there are, or null"
+        )
+    text.num_hidden_layers = num_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == there:  # a kind for each layer
+            setattr(text, name, value[:num_layers])
+    return cast("PretrainedConfig", config)
+
+
+def _faults(report: Any, *, num_layers: int | None) -> Iterator[str]:
+    """What transformers would fill with random numbers, or leave out; not the layers that were not asked for."""
     if missing := sorted(report["missing_keys"]):
         yield f"the files lack {len(missing)} weights of the network: {_some(missing)}; download them again"
     if wrong := sorted(report["mismatched_keys"]):
         shapes = [f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in wrong]
         yield f"weights of another shape than config.json says: {_some(shapes)}; give the config.json that belongs here"
-    if surplus := sorted(report["unexpected_keys"]):
+    numbered = {name: re.search(r"\.(\d+)\.", name) for name in report["unexpected_keys"]}
+    cut = {name for name, found in numbered.items() if num_layers is not None and found and int(found[1]) >= num_layers}
+    if surplus := sorted(numbered.keys() - cut):
         yield (
             f"the files hold {len(surplus)} weights that the network of config.json lacks: {_some(surplus)}; "
             "give the config.json that belongs here, or files without them"

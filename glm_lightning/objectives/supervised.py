@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from glm_lightning.losses import TokenSums, linear_cross_entropy, projected_cross_entropy
+from glm_lightning.losses.chunks import Sums, linear_sums, projected_log_probs, projected_sums
 from glm_lightning.models.modes import evaluating
 from glm_lightning.types import Batch, UserError
 
@@ -17,31 +19,93 @@ LEAK = 0.1
 """Relative change of logits above which it is no rounding: a sample that is seen changes them by more than a half."""
 
 
-def token_sums(network: nn.Module, batch: Batch) -> TokenSums:
-    """Cross-entropy sums of ``network`` over the supervised positions of ``batch``.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer of a network: from hidden states (n, H) to logits (n, V)."""
+
+    module: nn.Module
+    project: Callable[[Tensor], Tensor]
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the vocabulary."""
+        return cast(int, self.module.out_features)
+
+    def sums(self, hidden_states: Tensor, function: Sums) -> Tensor:
+        """The sums of ``function`` over the logits of ``hidden_states`` (N, H); see `chunks.linear_sums`."""
+        if (plain := self._plain) is not None:
+            return linear_sums(hidden_states, plain.weight, plain.bias, function)
+        return projected_sums(self.project, hidden_states, function, self.vocabulary)
+
+    def cross_entropy(self, hidden_states: Tensor, targets: Tensor) -> TokenSums:
+        """Cross-entropy sums of ``hidden_states`` (N, H) against ``targets`` (N,)."""
+        if (plain := self._plain) is not None:
+            return linear_cross_entropy(hidden_states, plain.weight, plain.bias, targets)
+        return projected_cross_entropy(self.project, hidden_states, targets, self.vocabulary)
+
+    def log_probs(self, hidden_states: Tensor, targets: Tensor) -> Tensor:
+        """Log-probability (N,) of each target (N,) behind ``hidden_states`` (N, H)."""
+        return projected_log_probs(self.project, hidden_states, targets, self.vocabulary)
+
+    @property
+    def _plain(self) -> nn.Linear | None:
+        # An exact type: an adapter around the head, or a quantised one, is more than weight and bias.
+        return self.module if type(self.module) is nn.Linear else None
+
+
+def at_supervised(network: nn.Module, batch: Batch, function: Callable[[Head, Tensor], Tensor], **options: Any) -> Any:
+    """Run ``network`` on ``batch``; ``function`` of its head and of the hidden states (N, H) at supervised positions
+    stands for the logits in what it returns.
 
     Rows are padded on the right and attention is causal, so real positions never see padding and no mask is needed.
     Where positions begin again, attention does, too: with no mask and no cache, transformers keeps the samples of a
-    packed row apart (`refuse_leaks` makes sure). The loss is taken inside the network's own forward pass, where
+    packed row apart (`refuse_leaks` makes sure). ``function`` runs inside the network's own forward pass, where
     parameters that are sharded over ranks are whole.
     """
-    sums: list[TokenSums] = []
+    results: list[Tensor] = []
 
-    def head_loss(head: nn.Module, project: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
-        # (B, T, H) to (N, H); a soft prompt stands in front of each row and is longer by its length
-        real = hidden_states[:, -batch.input_ids.shape[1] :]
-        states = real.flatten(0, 1).index_select(0, batch.where)
-        sums.append(_head_sums(head, project, states, batch.targets))
-        return sums[0].total
+    def in_place_of_logits(head: Head, hidden_states: Tensor) -> Tensor:
+        results.append(function(head, supervised_states(hidden_states, batch)))
+        return results[0]
 
-    with _head_replaced(network, head_loss):
-        logits = network(input_ids=batch.input_ids, use_cache=False, **_packing(batch)).logits
-    if logits is not sums[0].total:
+    with _head_replaced(network, in_place_of_logits):
+        outputs = network(input_ids=batch.input_ids, use_cache=False, **_packing(batch), **options)
+    if outputs.logits is not results[0]:
         raise UserError(
             f"model: {type(network).__name__} changes its logits behind the output layer (a soft cap or a scale), "
             "so the loss cannot be taken at the output layer; this architecture is not supported"
         )
+    return outputs
+
+
+def supervised_states(hidden_states: Tensor, batch: Batch) -> Tensor:
+    """Of hidden states (B, T, H) those at supervised positions (N, H); soft tokens in front of a row are left out."""
+    real = hidden_states[:, -batch.input_ids.shape[1] :]
+    return real.flatten(0, 1).index_select(0, batch.where)
+
+
+def token_sums(network: nn.Module, batch: Batch) -> TokenSums:
+    """Cross-entropy sums of ``network`` over the supervised positions of ``batch``."""
+    sums: list[TokenSums] = []
+
+    def loss(head: Head, hidden_states: Tensor) -> Tensor:
+        sums.append(head.cross_entropy(hidden_states, batch.targets))
+        return sums[0].total
+
+    at_supervised(network, batch, loss)
     return sums[0]
+
+
+def sequence_log_probs(network: nn.Module, batch: Batch) -> Tensor:
+    """Log-probability (2P,) of what is supervised in each sequence of P pairs, chosen and rejected in turn."""
+    assert batch.sequences is not None
+    sequences = batch.sequences
+
+    def log_probs(head: Head, hidden_states: Tensor) -> Tensor:
+        values = head.log_probs(hidden_states, batch.targets)
+        return values.new_zeros(2 * batch.num_samples).index_add(0, sequences, values)
+
+    return cast(Tensor, at_supervised(network, batch, log_probs).logits)
 
 
 def _packing(batch: Batch) -> dict[str, Any]:
@@ -87,24 +151,12 @@ def _second_sample(batch: Batch) -> tuple[Tensor, Tensor, int] | None:
     return None
 
 
-def _head_sums(
-    head: nn.Module, project: Callable[[Tensor], Tensor], hidden_states: Tensor, targets: Tensor
-) -> TokenSums:
-    # An exact type: an adapter around the head, or a quantised one, is more than weight and bias.
-    if type(head) is nn.Linear:
-        return linear_cross_entropy(hidden_states, head.weight, head.bias, targets)
-    vocabulary = cast(int, head.out_features)
-    return projected_cross_entropy(project, hidden_states, targets, vocabulary)
-
-
 @contextlib.contextmanager
-def _head_replaced(
-    network: nn.Module, function: Callable[[nn.Module, Callable[[Tensor], Tensor], Tensor], Tensor]
-) -> Iterator[None]:
-    """While the block runs, the output layer answers ``function(head, its own forward, hidden_states)``."""
+def _head_replaced(network: nn.Module, function: Callable[[Head, Tensor], Tensor]) -> Iterator[None]:
+    """While the block runs, the output layer answers ``function(head, hidden_states)``."""
     head: nn.Module = network.get_output_embeddings()  # type: ignore[operator]
     project, own = head.forward, vars(head).get("forward")
-    head.forward = lambda hidden_states: function(head, project, hidden_states)
+    head.forward = lambda hidden_states: function(Head(head, project), hidden_states)
     try:
         yield
     finally:

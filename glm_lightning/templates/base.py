@@ -75,6 +75,16 @@ class Template(ABC):
         """
 
     @abstractmethod
+    def document(self, text: str) -> list[Segment]:
+        """A text that is no conversation: the tokens that every text begins with, the text and the token that ends it.
+
+        Text and end are learned.
+
+        Raises:
+            UserError: there is no token that ends a text.
+        """
+
+    @abstractmethod
     def thinking(self, answer: Message) -> bool | None:
         """The ``thinking`` of the prompt with which the training view of an answer begins."""
 
@@ -142,6 +152,11 @@ def without_beginning_of(text: str, *endings: str) -> str:
         if text.endswith(ending[:size])
     )
     return text[: len(text) - max(sizes, default=0)]
+
+
+def framed(text: str, *, prefix: Sequence[str], end: str) -> list[Segment]:
+    """A text between control tokens; it and its end are learned."""
+    return [*(Segment(control=name) for name in prefix), Segment(text, learn=True), Segment(control=end, learn=True)]
 
 
 def require(tokenizer: Tokenizer, controls: Sequence[str], *, template: str, model: str) -> None:

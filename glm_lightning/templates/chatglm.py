@@ -25,6 +25,7 @@ class ChatGLM(Rounds):
     """
 
     MODEL = "ChatGLM-6B"
+    PREFIX = ("[gMASK]", "<sop>")
     END = "<eop>"
 
     def __init__(self, tokenizer: Tokenizer) -> None:

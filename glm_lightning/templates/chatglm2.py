@@ -19,6 +19,7 @@ class ChatGLM2(Rounds):
     """
 
     MODEL = "ChatGLM2"
+    PREFIX = ("[gMASK]", "sop")
     END = "</s>"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -28,7 +29,7 @@ class ChatGLM2(Rounds):
         """`[gMASK]`, `sop`, and one text of all rounds and the question."""
         rounds = [f"[Round {i}]\n\n问：{q}\n\n答：{a}\n\n" for i, (q, a) in enumerate(history, start=1)]
         text = f"{''.join(rounds)}[Round {len(history) + 1}]\n\n问：{question}\n\n答："
-        return [Segment(control="[gMASK]"), Segment(control="sop"), Segment(text)]
+        return [*(Segment(control=name) for name in self.PREFIX), Segment(text)]
 
     def parse(self, text: str, *, thinking: bool | None = None, tools: Known = ()) -> Message:
         """The text without white space around it; see `Template.parse`."""

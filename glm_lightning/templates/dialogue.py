@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
-from glm_lightning.templates.base import Template, Tools, refuse, require
+from glm_lightning.templates.base import Template, Tools, framed, refuse, require
 from glm_lightning.templates.reasoning import extracted
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Conversation, Message, Role, Segment
@@ -111,6 +111,10 @@ class Dialogue(Template):
         refuse(conversation, faults)
         turns = self._turns(self.prepared(conversation), thinking=thinking, learned=())
         return [*turns, Segment(control=ROLE_TOKENS["assistant"]), *self.lead(thinking=thinking)]
+
+    def document(self, text: str) -> list[Segment]:
+        """Behind the prefix, up to the first of the official end tokens, which ends texts; see `Template.document`."""
+        return framed(text, prefix=self.PREFIX, end=self.STOPS[0])
 
     def _sample(self, conversation: Conversation, learned: Collection[int]) -> list[Segment]:
         segments = self._turns(conversation, thinking=None, learned=learned)

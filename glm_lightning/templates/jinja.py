@@ -10,7 +10,7 @@ from typing import Any, final
 import jinja2
 
 from glm_lightning.templates import reasoning as thoughts
-from glm_lightning.templates.base import Known, Template, without_beginning_of
+from glm_lightning.templates.base import Known, Template, framed, without_beginning_of
 from glm_lightning.templates.differences import Differences, UnmaskableError
 from glm_lightning.templates.placeholders import Placeholders
 from glm_lightning.templates.reasoning import OPEN, split
@@ -40,6 +40,7 @@ class Jinja(Template):
             )
         self._hf = tokenizer.hf
         self._eos = tokenizer.hf.eos_token
+        self._prefix = _in_front(tokenizer)
         controls = tuple(tokenizer.controls)
         verbatim = copies_contents(tokenizer.hf.chat_template)
         self._placeholders = Placeholders(self._text, controls=controls, end=self._eos, verbatim=verbatim)
@@ -81,6 +82,12 @@ class Jinja(Template):
             return self._differences.prompt(conversation, thinking=thinking)
         except UnmaskableError as reason:
             raise _refused(conversation, reason) from None
+
+    def document(self, text: str) -> list[Segment]:
+        """Behind what the tokenizer puts in front of any text, up to its end token; see `Template.document`."""
+        if self._eos is None:
+            raise UserError("tokenizer: names no end token (eos_token), so nothing says where a text ends; name one")
+        return framed(text, prefix=self._prefix, end=self._eos)
 
     def thinking(self, answer: Message) -> bool | None:
         """The template's own default."""
@@ -142,6 +149,13 @@ class Jinja(Template):
             return self._text(Conversation(_PROBE[:1]), generation=True).rstrip().endswith(OPEN)
         except UnmaskableError:
             return False
+
+
+def _in_front(tokenizer: Tokenizer) -> list[str]:
+    """The control tokens that the tokenizer puts in front of a text."""
+    names = {token: name for name, token in tokenizer.controls.items()}
+    around = [names[token] for token in tokenizer.hf("")["input_ids"] if token in names]
+    return around[:-1] if around[-1:] == [tokenizer.hf.eos_token] else around
 
 
 def _is_plain(conversation: Conversation) -> bool:

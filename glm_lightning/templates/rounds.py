@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from glm_lightning.templates.base import Template, refuse
+from glm_lightning.templates.base import Template, framed, refuse
 from glm_lightning.types import Conversation, Message, Segment
 
 Round = tuple[str, str]
@@ -24,8 +24,11 @@ class Rounds(Template):
     MODEL: ClassVar[str]
     """The generation's name for messages."""
 
+    PREFIX: ClassVar[tuple[str, ...]]
+    """The control tokens that stand in front of what is generated, or of a whole text."""
+
     END: ClassVar[str]
-    """The control token that ends an answer."""
+    """The control token that ends an answer, or a text."""
 
     @abstractmethod
     def asked(self, history: Sequence[Round], question: str) -> list[Segment]:
@@ -61,6 +64,10 @@ class Rounds(Template):
             refuse(conversation, [f"{self.MODEL} answers questions, and the last turn is none; end with a user's turn"])
         segments = self.asked(_rounds(messages[:-1]), messages[-1].content)
         return [replace(segment, learn=False) for segment in segments]
+
+    def document(self, text: str) -> list[Segment]:
+        """Between the prefix and the end token; see `Template.document`."""
+        return framed(text, prefix=self.PREFIX, end=self.END)
 
     def thinking(self, answer: Message) -> bool | None:
         """There is no reasoning to switch."""

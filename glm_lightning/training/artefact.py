@@ -41,6 +41,7 @@ def leave_artefact(config: DictConfig, folder: RunFolder, parts: Parts, report: 
             "base": str(Path(source.path).absolute()) if source.is_folder and source.path != DEMO else source.path,
             "hub": source.hub,
             "revision": source.revision,
+            "num_layers": source.num_layers,
             "quantize": source.quantize,
             "double_quantize": source.double_quantize,
             "name_prefix": source.name_prefix,

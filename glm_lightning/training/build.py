@@ -25,7 +25,7 @@ from glm_lightning.objectives.base import Objective
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.training import console, launching, placing
+from glm_lightning.training import console, launching, placing, teaching
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.method import ingredients_of, method_of
 from glm_lightning.training.parts import Parts
@@ -41,7 +41,9 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     """
     source, objective, settings, data = _checked(config)
     tokenizer, template = words(source, source.location)
-    data.load(tokenizer, template)
+    notices = list(teaching.equip(objective, tokenizer, template))
+    target: Any = get_class(config.method._target_)
+    data.load(tokenizer, template, learned=objective.learns, packs=target.packs)
 
     chosen = precision.choose(
         str(config.trainer.precision), device=_device(config), num_parameters=source.num_parameters
@@ -60,7 +62,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     steps = plan.num_steps * config.trainer.max_epochs
     num_steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
     method = method_of(config, source, objective, tokenizer, chosen.name, num_steps)
-    method.notices += chosen.notices
+    method.notices += [*chosen.notices, *notices]
     return Parts(source, tokenizer, template, data, chosen, trainer, examination, plan, num_steps, method)
 
 
@@ -74,6 +76,10 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     problems.none_in(source.check)
     problems.found += _kernel_problems(config, source)
     objective = problems.none_in(lambda: made(config.objective, "objective"))
+    if objective is not None:
+        target: Any = get_class(config.method._target_)
+        problems.found += objective.clashes(adapter=target.artefact == "adapter")
+        problems.none_in(lambda: teaching.teacher_of(objective))
     settings = problems.none_in(lambda: made(config.evaluation, "evaluation"))
     data = problems.none_in(lambda: made(config.data, "data"))
     if data is not None:
@@ -98,7 +104,7 @@ def _clashes(config: DictConfig) -> Iterator[str]:
     yield from placing.problems(config)
     method: Any = get_class(config.method._target_)
     name = config.method._target_.rpartition(".")[2]
-    if config.data.get("packing") and not method.packs:
+    if config.data.get("packing") is True and not method.packs:
         yield f"data.packing is true: {name} cannot share a row among samples; set data.packing=false"
 
 

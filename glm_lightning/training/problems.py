@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from glm_lightning.methods.base import VALIDATION_METRICS
 from glm_lightning.methods.tracing import OnNonFinite
 
 
@@ -27,10 +27,12 @@ def in_numbers(config: DictConfig) -> Iterator[str]:
             yield f"{key} is {value}: must be {rule}"
     if config.on_non_finite not in get_args(OnNonFinite):
         yield f"on_non_finite is {config.on_non_finite!r}: must be one of {', '.join(get_args(OnNonFinite))}"
+    objective: Any = get_class(config.objective._target_)
+    measured = [f"val/{name}" for name in ("loss", *objective.metrics)]
     for name, node in config.callbacks.items():
         monitor = None if node is None else node.get("monitor")
-        if monitor is not None and monitor not in VALIDATION_METRICS:
-            yield f"callbacks.{name}.monitor is {monitor!r}: must be one of {', '.join(VALIDATION_METRICS)}"
+        if monitor is not None and monitor not in measured:
+            yield f"callbacks.{name}.monitor is {monitor!r}: must be one of {', '.join(measured)}"
 
 
 def _is_interval(value: Any) -> bool:

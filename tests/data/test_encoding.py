@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+from encodings_of_rows import AROUND, STRIPPED, TEXT, controls_of, encoder, expressible, learned, talk
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from glm_lightning import templates
-from glm_lightning.data.encoding import Encoded, Encoder, digest
+from glm_lightning.data.encoding import Encoded, digest
 from glm_lightning.data.truncation import STUB
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import IGNORE, Conversation, Message, UserError
@@ -18,65 +17,12 @@ DROPS_REASONING = (
     "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TEXT = st.lists(
-    st.one_of(st.text(alphabet="ab 你好，\n", max_size=6), st.sampled_from(["<|user|>", "<|im_end|>", "</think>"])),
-    min_size=1,
-    max_size=5,
-).map("".join)
-
-
-def talk(texts: Sequence[str], *, system: str | None = None) -> Conversation:
-    roles = ("user", "assistant")
-    messages = [Message(roles[i % 2], text) for i, text in enumerate(texts)]  # type: ignore[arg-type]
-    return Conversation((*([Message("system", system)] if system else []), *messages))
 
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
     pairs = draw(st.lists(st.tuples(TEXT.filter(str.strip), TEXT.filter(str.strip)), min_size=1, max_size=4))
     return talk([text for pair in pairs for text in pair], system=draw(st.sampled_from([None, "s"])))
-
-
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-CHATGLM, CHATGLM2 = ("<pad>", "[gMASK]", "<sop>", "<eop>"), ("<unk>", "</s>", "[gMASK]", "sop", "eop")
-GLM4 = ("<|endoftext|>", "[gMASK]", "<sop>", "<eop>", *ROLES)
-TOKENS = {"chatglm": CHATGLM, "chatglm2": CHATGLM2, "chatglm3": (*CHATGLM2, *ROLES)}
-# what is learned of answers, and of the last one, without reasoning
-AROUND = {
-    "chatglm": ("<sop>{}<eop>", "<sop>{}<eop>"),
-    "chatglm2": ("{}</s>", "{}</s>"),
-    "chatglm3": ("\n{}<|user|>", "\n{}</s>"),
-    "glm4": ("\n{}<|user|>", "\n{}<|user|>"),
-    "glm4_0414": ("\n{}<|user|>", "\n{}<|user|>"),
-    "glm_z1": ("\n</think>\n{}<|user|>", "\n</think>\n{}<|user|>"),
-    "glm4_5": ("\n<think></think>\n{}<|user|>", "\n<think></think>\n{}<|user|>"),
-    "glm4_7": ("{}<|user|>", "{}<|user|>"),
-    "glm_edge": ("\n{}<|user|>", "\n{}<|user|>"),
-    "jinja": ("{}<|im_end|>", "{}<|im_end|>"),
-}
-NO_SYSTEM = ("chatglm", "chatglm2")
-STRIPPED = ("glm_z1", "glm4_5", "glm4_7")
-
-
-@pytest.fixture(scope="session")
-def tokenizers_by_name(chatml: Tokenizer, make_tokenizer: Callable[..., Tokenizer]) -> dict[str, Tokenizer]:
-    made = {name: make_tokenizer(tokens, eos=None) for name, tokens in {**TOKENS, "glm4": GLM4}.items()}
-    return {name: made.get(name, made["glm4"]) for name in AROUND} | {"jinja": chatml}
-
-
-def encoder(tokenizer: Tokenizer, name: str, max_length: int = 10_000) -> Encoder:
-    template = templates.find(name, tokenizer, "glm")
-    return Encoder(tokenizer=tokenizer, template=template, max_length=max_length)
-
-
-def learned(tokenizer: Tokenizer, encoded: Encoded) -> str:
-    labels = encoded.sample().labels
-    return tokenizer.decode([label for label in labels if label != IGNORE], control=True)
-
-
-def expressible(name: str, conversation: Conversation) -> Conversation:
-    messages = conversation.messages
-    return Conversation(messages[1:]) if name in NO_SYSTEM and messages[0].role == "system" else conversation
 
 
 @pytest.mark.parametrize("name", AROUND)
@@ -97,11 +43,6 @@ def test_learned_labels_decode_to_exactly_the_answers_and_their_ends(
         assert not encoded.truncated
         sample = encoded.sample()
         assert all(label in (IGNORE, i) for label, i in zip(sample.labels, sample.input_ids, strict=True))
-
-
-def controls_of(tokenizer: Tokenizer, encoded: Encoded) -> list[int]:
-    controls = set(tokenizer.controls.values())
-    return [i for i in encoded.input_ids if i in controls]
 
 
 @pytest.mark.parametrize("name", AROUND)

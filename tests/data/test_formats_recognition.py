@@ -111,7 +111,7 @@ CHAT = Message("user", "q"), Message("assistant", "a"), Message("assistant", "b"
 def test_preference_pairs_of_every_dialect(prompt: str, row: dict[str, Any]) -> None:
     pair = Preferences(prompt=prompt).parse(row, ORIGIN)
     assert (pair.chosen.messages, pair.rejected.messages) == (CHAT[:2], (CHAT[0], CHAT[2]))
-    assert not pair.says_nothing
+    assert pair.said == CHAT
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,9 @@ def test_preference_pairs_of_every_dialect(prompt: str, row: dict[str, Any]) -> 
         ({"prompt": "q", "chosen": "", "rejected": "c"}, "chosen is empty"),
         ({"prompt": "q", "chosen": [Q, A], "rejected": [Q | {"content": "x"}, A]}, "must answer the same turns"),
         ({"prompt": [Q, A], "chosen": "a", "rejected": "b"}, "turn 3 is of assistant"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same, so neither is better"),
     ],
 )
 def test_what_is_wrong_with_a_pair_is_said(row: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=f"f.jsonl:7: .*{expected}"):
         Preferences().parse(row, ORIGIN)
-
-
-def test_a_pair_of_equal_answers_says_nothing() -> None:
-    assert Preferences().parse({"prompt": "q", "chosen": "a", "rejected": "a"}, ORIGIN).says_nothing

@@ -177,7 +177,7 @@ def test_a_length_that_is_no_multiple_of_the_padding_fits(
 
 def test_no_more_is_suggested_than_the_network_was_made_for(path: Path) -> None:
     class Part:
-        lengths = np.array([100] * 10, np.int32)
+        widths = np.array([100] * 10, np.int32)
 
         def numbers(self, name: str) -> Any:
             return np.full(10, 900, np.int32)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from glm_lightning.data.judging.kinds import Fault, kind_of
 from glm_lightning.files import digest, fingerprint
-from glm_lightning.types import Conversation, Message, Origin, Role, UserError
+from glm_lightning.types import Conversation, Item, Message, Origin, Role, UserError
 
 T = TypeVar("T")
 
@@ -26,6 +26,9 @@ _FOLLOWS: dict[Role | None, tuple[Role, ...]] = {
 
 class RowKind(ABC, Generic[T]):
     """Reads one kind of row. Subclasses are frozen dataclasses, one a file; their fields are the yaml's knobs."""
+
+    holds: ClassVar[type[Item]]
+    """What its rows hold."""
 
     yields: ClassVar[bool] = False
     """Whether another format is taken if both fit equally well."""
@@ -65,6 +68,8 @@ class RowKind(ABC, Generic[T]):
 
 class Format(RowKind[Conversation]):
     """Reads rows that hold a conversation each."""
+
+    holds = Conversation
 
     @abstractmethod
     def conversation(self, row: Mapping[str, Any], faults: list[str]) -> Conversation:

@@ -35,6 +35,8 @@ class Preferences(RowKind[Preference]):
         rejected: column of the worse one.
     """
 
+    holds = Preference
+
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
@@ -58,6 +60,9 @@ class Preferences(RowKind[Preference]):
             faults += [Fault("order", fault) for side in sides for fault in order_faults(side)]
         if not faults and sides[0][:-1] != sides[1][:-1]:
             faults.append(Fault("format", f"{self.chosen} and {self.rejected} must answer the same turns"))
+        if not faults and sides[0] == sides[1]:
+            what = f"{self.chosen} and {self.rejected} are the same, so neither is better; remove the row"
+            faults.append(Fault("nothing_learned", what))
         raise_any(faults, origin)
         chosen, rejected = (Conversation(tuple(side), origin) for side in sides)
         return Preference(chosen, rejected, origin)

@@ -23,6 +23,7 @@ class Text(RowKind[Document]):
             the whole file.
     """
 
+    holds = Document
     yields = True
 
     text: str = "text"

@@ -11,23 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from glm_lightning.data.judging.kinds import Kind
-from glm_lightning.types import Conversation, Message
+from glm_lightning.types import Item, Message
 
 _SEPARATOR = "\n"
 
 
 class Texts:
-    """The texts of some conversations as one, so that a rule reads them in one go.
+    """The texts of some rows as one, so that a rule reads them in one go.
 
     Args:
-        conversations: one a row.
-        roles: whose turns; all but the system's by default for what is compared, all for what is searched.
+        items: one a row.
+        system: whether system turns are among them: where texts are searched, and not where they are compared.
     """
 
-    def __init__(self, conversations: Sequence[Conversation], *, system: bool) -> None:
-        turns = [
-            _SEPARATOR.join([_said(m) for m in each.messages if system or m.role != "system"]) for each in conversations
-        ]
+    def __init__(self, items: Sequence[Item], *, system: bool) -> None:
+        turns = [_SEPARATOR.join([_said(m) for m in each.said if system or m.role != "system"]) for each in items]
         self.whole = _SEPARATOR.join(turns)
         lengths = np.fromiter(map(len, turns), np.int64, len(turns))
         ends = np.cumsum(lengths + len(_SEPARATOR))
@@ -40,7 +38,7 @@ class Texts:
         return np.frombuffer(self.whole.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
     def row(self, position: int) -> int:
-        """Which conversation the character at ``position`` belongs to."""
+        """Which row the character at ``position`` belongs to."""
         return int(np.searchsorted(self.starts, position, side="right")) - 1
 
     def around(self, position: int, *, width: int = 20) -> str:

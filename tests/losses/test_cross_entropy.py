@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from glm_lightning import losses
-from glm_lightning.losses import linear_cross_entropy, projected_cross_entropy
+from glm_lightning.losses import chunks, linear_cross_entropy, projected_cross_entropy
 from glm_lightning.types import IGNORE, Batch
 
 VOCABULARY = 50
@@ -13,7 +12,7 @@ VOCABULARY = 50
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 3 * VOCABULARY)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 3 * VOCABULARY)
 
 
 def example(dtype=torch.float64, *, trained=True):

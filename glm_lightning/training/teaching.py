@@ -1,0 +1,118 @@
+"""The teacher of a distillation: found and compared with the student before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast, final
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from glm_lightning.files import digest, sampled_fingerprint
+from glm_lightning.inference import loading
+from glm_lightning.models.quantization import Quantize
+from glm_lightning.models.source import WeightsDtype
+from glm_lightning.objectives.base import Objective
+from glm_lightning.objectives.distill import Distill
+from glm_lightning.templates import Template
+from glm_lightning.tokenizers import Tokenizer
+from glm_lightning.types import UserError
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """A teacher that is known, and not loaded yet; ``source`` is what `loading.load` takes."""
+
+    source: str
+    quantize: Quantize | None
+    dtype: WeightsDtype | None  # None: its own on a GPU, float32 on a CPU
+
+    @cached_property
+    def found(self) -> loading.Found:
+        """Its base, its adapter, and where its tokenizer lies."""
+        return loading.resolve(self.source)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The base's configuration."""
+        return self.found.base.config
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights of base and adapter, and the types they are held in."""
+        base, adapter, _ = self.found
+        files = sorted(Path(adapter).iterdir()) if adapter is not None else []
+        of_adapter = [(file.name, sampled_fingerprint(file)) for file in files if file.is_file()]
+        held = self.quantize or base.quantize
+        return digest(base.fingerprint, of_adapter, held, self.dtype)
+
+    def words(self) -> tuple[Tokenizer, Template]:
+        """Its tokenizer and its template."""
+        return loading.words(self.found.base, self.found.files)
+
+    def load(self, device: torch.device) -> nn.Module:
+        """The network on ``device``, in evaluation mode."""
+        return cast(
+            nn.Module, loading.load(self.source, dtype=self.dtype, quantize=self.quantize, device=str(device)).model
+        )
+
+
+def teacher_of(objective: Objective) -> Known | None:
+    """The teacher that an objective wants, if it does.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    if not isinstance(objective, Distill):
+        return None
+    dtype = None if objective.teacher_dtype == "auto" else objective.teacher_dtype
+    known = Known(objective.teacher, objective.teacher_quantize, dtype)
+    try:
+        known.found.base.check()
+    except UserError as error:
+        raise UserError(
+            [f"objective.teacher is {objective.teacher!r}: {problem}" for problem in error.problems]
+        ) from None
+    return known
+
+
+def equip(objective: Objective, tokenizer: Tokenizer, template: Template) -> Iterator[str]:
+    """Give the objective its teacher, if it wants one; what the user shall be told of it.
+
+    Raises:
+        UserError: teacher and student do not have the same tokens.
+    """
+    known = teacher_of(objective)
+    if known is None:
+        return
+    assert isinstance(objective, Distill)
+    its_tokenizer, its_template = known.words()
+    if differing := _differing(its_tokenizer, tokenizer):
+        raise UserError(
+            f"objective.teacher is {known.source!r}: its tokenizer is another one ({differing}), so what it thinks of "
+            "the next token says nothing to this student; let it write answers and learn those: "
+            f"glm predict {known.source} DATA, then objective=sft data.train=ITS_ANSWERS"
+        )
+    objective.take(known)
+    if its_template.name != template.name:
+        yield (
+            f"the teacher was trained with the template {its_template.name}; it is shown rows as the student is, by "
+            f"{template.name}"
+        )
+
+
+def _differing(one: Tokenizer, other: Tokenizer) -> str:
+    """A token that has another id, in words; empty where all have the same."""
+    if one.fingerprint == other.fingerprint:
+        return ""
+    theirs: dict[Any, int] = one.hf.get_vocab()
+    mine: dict[Any, int] = other.hf.get_vocab()
+    for token, number in sorted(mine.items(), key=lambda item: item[1]):
+        if theirs.get(token) != number:
+            return f"{token!r} is {number} here and {theirs.get(token, 'no token')} there"
+    return ""
