@@ -165,7 +165,8 @@ def _notices(options: argparse.Namespace, every: Sequence[Subject], data: Sequen
         what = "test" if first.splits.test is not None else "validation"
         notices.append(f"loss on the run's validation rows, answers to its {what} rows")
     else:
-        notices += [notice.removeprefix("train: ") for notice in first.splits.read]
+        read = (notice.removeprefix("train: ") for notice in first.splits.read)
+        notices += [notice.replace("set data.format to fix it", "--format says so") for notice in read]
         if first.splits.train.refused:
             notices.append(f"{len(first.splits.train.refused):,} rows that cannot be read are left out")
     if options.only != "answers":
