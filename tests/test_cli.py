@@ -86,7 +86,7 @@ def test_help_shows_groups_and_keys_with_their_comments(tmp_path: Path) -> None:
     for option in ("optimizer/adamw", "trainer/default", "trainer/ddp"):
         for line in (conf / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
             assert line.startswith("defaults:") or line in text
-    assert "_target_: glm_lightning.sweeps" not in text
+    assert "_target_: glm_lightning.sweeps.Report" not in text
 
 
 def test_inside_a_wheel_the_packages_own_modules_hide_no_others(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ EXPECTED: Mapping[str, int | list[str]] = {
     "35_only_system.jsonl": [":1: the last turn is of system", ":2: messages is empty"],
     "37_system_in_middle.jsonl": [":1: turn 3 is of system", ":2: turn 2 is of system"],
     "39_bad_tool_json.jsonl": [":1: tools: not JSON", "conversations[1].value: not JSON"],
-    "41_pref_equal.jsonl": ["rows of the format preference"],
+    "41_pref_equal.jsonl": ["pairs of a chosen and a rejected answer", "objective=preference"],
     "43_answer_beyond_cutoff.jsonl": 1,
     "45_huge_ints_nan.jsonl": [":1: NaN is not JSON", ":2: Infinity is not JSON"],
     "47_duplicate_rows.jsonl": 6,

@@ -164,7 +164,7 @@ def test_a_splitting_start_is_resumed_to_the_last_bit(train, tmp_path, monkeypat
         "trainer.max_steps=4", "optimizer.lr=1e-3",
     )  # fmt: skip
     whole = train("whole", *knobs)
-    original, split = BestAndLast.on_train_batch_end, splitting._split
+    original, split = BestAndLast.on_train_batch_end, splitting.split
 
     def dying(self, trainer, *arguments):
         original(self, trainer, *arguments)
@@ -184,7 +184,7 @@ def test_a_splitting_start_is_resumed_to_the_last_bit(train, tmp_path, monkeypat
         with pytest.raises(KeyError):
             train("broken", *knobs)
     if other_machine:
-        monkeypatch.setattr(splitting, "_split", as_elsewhere)
+        monkeypatch.setattr(splitting, "split", as_elsewhere)
     resumed = RunFolder(glm_lightning.train([f"resume={tmp_path / 'broken'}"]).path)
     expected, got = weights(whole), weights(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)

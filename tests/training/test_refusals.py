@@ -127,7 +127,8 @@ def test_empty_data_file(refused, write_rows):
 
 def test_no_supervised_token(refused, write_rows):
     path = write_rows(*(row(f"answer {i}", loss=False) for i in range(16)))
-    problems = refused(f"data.train={path}")
+    *problems, summary = refused(f"data.train={path}")
+    assert summary.startswith(f"{path}: 16 of 16 rows are bad")
     assert [problem.partition(": ")[0] for problem in problems] == [f"{path}:{line}" for line in range(1, 17)]
     assert all("no answer is to be learned" in problem for problem in problems)
 
