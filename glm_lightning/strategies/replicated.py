@@ -21,7 +21,7 @@ class Replicated(DDPStrategy):
 
     def __init__(self) -> None:
         # Gradients lie in the buckets that are sent: no copy of them.
-        super().__init__(broadcast_buffers=False, gradient_as_bucket_view=True)
+        super().__init__(forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from glm_lightning.strategies.parts import assign, gathered, like
+from glm_lightning.types import UserError
 
 
 class Shardable(Protocol):
@@ -54,8 +55,13 @@ class Sharded(ModelParallelStrategy):
         """Shard what the module has built, then make the optimizer."""
         assert self.model is not None
         self.model = self.precision_plugin.convert_module(self.model)
-        units = cast(Shardable, self.lightning_module).units()
-        _shard(units, mesh=self.device_mesh, policy=_policy(self.precision_plugin.precision))
+        module = cast(Shardable, self.lightning_module)
+        _shard(module.units(), mesh=self.device_mesh, policy=_policy(self.precision_plugin.precision))
+        if left := [name for name, parameter in module.trained().items() if not isinstance(parameter, DTensor)]:
+            raise UserError(
+                f"trainer.strategy is fsdp: {left[0]} is trained and lies outside of the network that is sharded, so "
+                "each rank would learn its own; use trainer=ddp"
+            )
         super().setup(trainer)
 
     @property

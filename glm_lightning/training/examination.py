@@ -40,6 +40,7 @@ class Examination(Callback):
 
     def __init__(self, *, before: Path, examine: Examine | None, samples: int) -> None:
         self._before_file, self._examine, self._samples = before, examine, samples
+        self._is_known = False
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.answers_before: list[Record] = []
@@ -47,13 +48,16 @@ class Examination(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find what an earlier part of the run has measured; on_train_start does not come where no step is left."""
-        if self._before_file.is_file():
-            kept = read_json(self._before_file)
+        # The first rank's word counts: all measure or none, whatever another machine sees of the folder.
+        is_there = trainer.is_global_zero and self._before_file.is_file()
+        kept = trainer.strategy.broadcast(read_json(self._before_file) if is_there else None)
+        self._is_known = kept is not None
+        if kept is not None:
             self.before, self.answers_before = kept["metrics"], kept["answers"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the base."""
-        if self._before_file.is_file():
+        if self._is_known:
             return
         self.before, self.answers_before = self._measure(trainer, pl_module)
         if trainer.is_global_zero:

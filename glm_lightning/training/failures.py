@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from glm_lightning.config import command
 from glm_lightning.runs import RunFolder
+from glm_lightning.training.launching import launch
 from glm_lightning.training.parts import Parts
 from glm_lightning.types import UserError
 
@@ -178,7 +179,11 @@ class _Companions(threading.Thread):
         ]
         if failed:
             return ", ".join(failed)
-        return "the first rank is gone" if not self._is_first and os.getppid() != self._parent else None
+        if os.getppid() == self._parent:
+            return None
+        if launch() is not None:
+            return "what has started this rank is gone"
+        return None if self._is_first else "the first rank is gone"
 
     def _end(self) -> None:
         self._end_children()

@@ -58,7 +58,8 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
         UserError: whatever is wrong with configuration or data, all of it, before the network is loaded.
     """
     console.quiet()
-    of_first, launched = _folder_of_first(), launching.launch()
+    launched = launching.launch()
+    of_first = _folder_of_first() if launched is None else None
     if launched is not None and launched.world_size > 1 and (config.run_dir, config.resume) in NOWHERE:
         raise UserError(f"run_dir is null: ranks that {launched.by} starts must share one folder; give run_dir=...")
     restarted = launched is not None and launched.restarts > 0

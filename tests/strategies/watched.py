@@ -1,7 +1,6 @@
 """One of several ranks: run the configurations of a file one by one, and write down what each holds and sends."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 import glm_lightning
 from glm_lightning.strategies import own_part
 from glm_lightning.training import build
-from glm_lightning.training.run import CHILD_RUN_DIR
 
 
 class Watch(Callback):
@@ -48,7 +46,6 @@ class Watch(Callback):
 if __name__ == "__main__":
     watchers = build._watchers
     for overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        os.environ.pop(CHILD_RUN_DIR, None)  # each run has a folder of its own
         watch = Watch()
         build._watchers = lambda config, watch=watch: watchers(config) | {"watch": watch}
         run = glm_lightning.train(overrides)
