@@ -19,6 +19,7 @@ from glm_lightning.methods.base import Ingredients
 from glm_lightning.methods.ptuning_v2 import PTuningV2
 from glm_lightning.models import prefix
 from glm_lightning.models.chatglm import ChatGLMConfig
+from glm_lightning.objectives.sft import SFT
 from glm_lightning.types import UserError
 
 RUN = ("method=ptuning_v2", "method.prefix_length=6", "callbacks.checkpoints.every_n_steps=1")
@@ -28,7 +29,7 @@ def method(network=None, *, tokenizer=None, **knobs) -> PTuningV2:
     """A method that has adapted ``network``, or none yet."""
     ingredients = Ingredients(
         load=lambda: network,
-        objective=None,
+        objective=SFT(),
         optimizer=None,
         scheduler=None,
         seed=1,
