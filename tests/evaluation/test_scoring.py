@@ -61,6 +61,12 @@ class Letters(Tokenizer):
 class Turns(Template):
     """Control token and text for each turn."""
 
+    def document(self, text):
+        raise NotImplementedError("conversations only")
+
+    def settled(self, text, **kwargs):
+        return text
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.parsed: list[tuple[str, bool | None]] = []
 

@@ -46,7 +46,11 @@ RELEASES: dict[str, tuple[str, int | float | None]] = {
 
 
 def test_every_release_is_here() -> None:
-    assert {file.stem for file in CONF.glob("*.yaml")} - {"local", "demo", "demo_student"} == RELEASES.keys() == CONFIGS.keys()
+    assert (
+        {file.stem for file in CONF.glob("*.yaml")} - {"local", "demo", "demo_student"}
+        == RELEASES.keys()
+        == CONFIGS.keys()
+    )
 
 
 @pytest.mark.parametrize("name", RELEASES)
