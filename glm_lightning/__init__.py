@@ -5,6 +5,7 @@ Nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "train"]
 __version__ = "0.1.0"
+
+# While it is imported it asks, on some CPUs, for a package that would fetch code from a hub.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def load(source: Any, **options: Any) -> GLM:

@@ -22,7 +22,8 @@ class StepProgress(ProgressBar):
     """Shows step of all steps, loss, learning rate, tokens a second and the time that remains.
 
     Lightning's own bars count micro-batches. Loss, learning rate and speed are those logged last. ``every_n_steps``:
-    steps between two lines where the output is no terminal (None: 20 lines in all); each validation writes one, too.
+    steps between two lines where the output is no terminal (None: some 20 lines in all, each of a step that was
+    logged); each validation writes one, too.
     """
 
     def __init__(self, *, every_n_steps: int | None = None) -> None:
@@ -47,7 +48,8 @@ class StepProgress(ProgressBar):
         self._first_step = self._last_step = trainer.global_step
         if self._enabled:
             total, console = _total_steps(trainer), Console(highlight=False)
-            self._display = _Bar(total, console) if console.is_terminal else _Lines(total, self._every_n_steps)
+            logged = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+            self._display = _Bar(total, console) if console.is_terminal else _Lines(total, self._every_n_steps, logged)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the epoch: Lightning has counted on when the last step is shown."""
@@ -179,9 +181,11 @@ class _Lines(_Display):
     _LINES = 20
     _EVERY = 50  # where the end is not known
 
-    def __init__(self, total: int | None, every_n_steps: int | None) -> None:
+    def __init__(self, total: int | None, every_n_steps: int | None, logged_every: int) -> None:
         self._total = total
-        self._every = every_n_steps or (self._EVERY if total is None else max(1, total // self._LINES))
+        wanted = self._EVERY if total is None else total // self._LINES
+        # rounded up to steps that are logged: any other would repeat what the line before it says
+        self._every = every_n_steps or max(1, math.ceil(wanted / logged_every)) * logged_every
         self._written: int | None = None
 
     def due(self, step: int) -> bool:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 
 
 def quiet() -> None:
-    """Keep bitsandbytes' and peft's notices, and progress bars where nobody watches, off the console."""
+    """Keep peft's notices, and progress bars where nobody watches, off the console."""
     from transformers.utils import logging as transformers_logging
 
-    # It asks for a package that would fetch code from a hub.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # peft 0.21 says so of AdaLoRA adapters that it loads and of experts, and uses the keys all the same
     warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match any targeted")
     # peft 0.21 against transformers 5.23
