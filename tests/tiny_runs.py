@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from glm_lightning.callbacks import BestAndLast
 from glm_lightning.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,3 +27,22 @@ def largest_difference(one: Weights, other: Weights) -> float:
     """Largest absolute difference over all tensors."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+class _Died(Exception):  # noqa: N818
+    """Stands for whatever ends a process."""
+
+
+@contextmanager
+def dying(step: int) -> Iterator[None]:
+    """The run in this block dies right after the checkpoint of ``step``."""
+    original = BestAndLast.on_train_batch_end
+
+    def saved_and_dead(self, trainer, *arguments):
+        original(self, trainer, *arguments)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if trainer.global_step == step and done % trainer.accumulate_grad_batches == 0:
+            raise _Died
+
+    with patch.object(BestAndLast, "on_train_batch_end", saved_and_dead), pytest.raises(_Died):
+        yield

@@ -13,28 +13,11 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-RAW: dict[str, Any] = {
-    "_name_or_path": "chatglm3-6b",
-    "model_type": "chatglm",
-    "ffn_hidden_size": 13696,
-    "hidden_size": 4096,
-    "kv_channels": 128,
-    "layernorm_epsilon": 1e-5,
-    "multi_query_attention": True,
-    "multi_query_group_num": 2,
-    "num_attention_heads": 32,
-    "num_layers": 28,
-    "padded_vocab_size": 65024,
-    "seq_length": 8192,
-    "torch_dtype": "float16",
-    "tie_word_embeddings": False,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+from glm_lightning.models.releases import CONFIGS
+
 NUM_SHARDS = 7
 
 
@@ -79,7 +62,9 @@ def make(folder: Path) -> None:
             part = {}
     index = {"metadata": {"total_size": 2 * sum(sizes.values())}, "weight_map": files}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(RAW), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(CONFIGS["chatglm3_6b"] | {"_name_or_path": "chatglm3-6b"}), encoding="utf-8"
+    )
 
 
 def anonymous() -> int:

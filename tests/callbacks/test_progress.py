@@ -56,7 +56,9 @@ def test_plain_lines_without_a_terminal(fit: Callable[..., Any], capsys: pytest.
 def test_about_twenty_lines_by_default(fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     fit(callbacks=[StepProgress()], max_epochs=10, limit_val_batches=0, log_every_n_steps=2)
     lines = lines_of(capsys.readouterr().out)
-    assert [line.split()[1] for line in lines] == [f"{step}/60" for step in range(4, 61, 4)]  # of 3, the next that is logged
+    assert [line.split()[1] for line in lines] == [
+        f"{step}/60" for step in range(4, 61, 4)
+    ]  # of 3, the next that is logged
 
 
 def test_a_bar_on_a_terminal(fit: Callable[..., Any], capsys: pytest.CaptureFixture[str], terminal: None) -> None:

@@ -9,10 +9,9 @@ import time
 import psutil
 import pytest
 import torch
-from tiny_runs import ROOT, largest_difference, weights
+from tiny_runs import ROOT, dying, largest_difference, weights
 
 from glm_lightning import config
-from glm_lightning.callbacks import BestAndLast
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 
 METHODS = sorted(file.stem for file in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -88,23 +87,11 @@ def test_the_other_rank_of_a_lost_one_ends(start, lost):
         assert first.returncode in (1, 2)
 
 
-def test_another_number_of_processes_goes_on_with_the_same_rows(train, overrides, tmp_path, monkeypatch):
-    class StopError(Exception):
-        pass
-
+def test_another_number_of_processes_goes_on_with_the_same_rows(train, overrides, tmp_path):
     knobs = ("trainer.max_steps=8", "trainer.accumulate_grad_batches=2", "callbacks.checkpoints.every_n_steps=1")
     whole = train("whole", *knobs)
-    original = BestAndLast.on_train_batch_end
-
-    def dying(self, trainer, *arguments):
-        original(self, trainer, *arguments)
-        if trainer.global_step == 3 and trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0:
-            raise StopError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BestAndLast, "on_train_batch_end", dying)
-        with pytest.raises(StopError):
-            train("one", *knobs)
+    with dying(3):
+        train("one", *knobs)
     command = [sys.executable, str(ROOT / "train.py"), f"resume={tmp_path / 'one'}"]
     command += ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accumulate_grad_batches=4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from tiny_runs import ROOT, largest_difference, weights
+from tiny_runs import ROOT, dying, largest_difference, weights
 
 from glm_lightning.types import UserError
 
@@ -21,40 +21,15 @@ KNOBS = (
 )
 
 
-class StopError(Exception):
-    """Stands for whatever ends a process."""
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Let the next run die right after the checkpoint of this step."""
-    from glm_lightning.callbacks import BestAndLast
-
-    original = BestAndLast.on_train_batch_end
-
-    def make(step):
-        def dying(self, trainer, *arguments):
-            original(self, trainer, *arguments)
-            if trainer.global_step == step and trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0:
-                raise StopError
-
-        monkeypatch.setattr(BestAndLast, "on_train_batch_end", dying)
-
-    return make
-
-
 # 40 training rows in steps of 8 are 5 steps an epoch: in the middle of an epoch, at its end, in the second epoch
 @pytest.mark.parametrize("step", [2, 5, 6, 9])
-def test_resumed_equals_uninterrupted(train, tmp_path, stop_after, monkeypatch, step):
+def test_resumed_equals_uninterrupted(train, tmp_path, step):
     import glm_lightning
 
     knobs = (*KNOBS, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.4")
     whole = train("whole", *knobs)
-    with monkeypatch.context():
-        stop_after(step)
-        with pytest.raises(StopError):
-            train("broken", *knobs)
-    monkeypatch.undo()
+    with dying(step):
+        train("broken", *knobs)
     resumed = glm_lightning.train([f"resume={tmp_path / 'broken'}"])
     expected, got = weights(whole), weights(type(whole)(resumed.path))
     assert expected.keys() == got.keys()
@@ -82,17 +57,15 @@ def test_killed_in_the_middle_of_an_epoch(train_py, overrides, tmp_path):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_auto_finds_the_unfinished_run_of_the_same_settings(overrides, tmp_path, stop_after, monkeypatch):
+def test_auto_finds_the_unfinished_run_of_the_same_settings(overrides, tmp_path):
     import glm_lightning
 
     def arguments(*more):
         kept = [override for override in overrides("unused", *KNOBS) if not override.startswith("run_dir=")]
         return [*kept, f"outputs={tmp_path / 'outputs'}", "trainer.accumulate_grad_batches=2", *more]
 
-    stop_after(2)
-    with pytest.raises(StopError):
+    with dying(2):
         glm_lightning.train(arguments())
-    monkeypatch.undo()
     (broken,) = (tmp_path / "outputs").iterdir()
     assert glm_lightning.train(arguments("resume=auto")).path == broken
     # now it is finished, so the same settings start a run of their own
@@ -148,15 +121,13 @@ def test_the_last_steps_count_though_no_validation_has_seen_them(train):
     assert run.read_report()["metrics"]["val/loss"] < at_five
 
 
-def test_another_split_goes_on_with_the_same_rows(train, tmp_path, stop_after, monkeypatch):
+def test_another_split_goes_on_with_the_same_rows(train, tmp_path):
     import glm_lightning
 
     knobs = ("callbacks.checkpoints.every_n_steps=1", "trainer.max_steps=-1", "trainer.accumulate_grad_batches=2")
     whole = train("whole", *knobs)
-    stop_after(3)
-    with pytest.raises(StopError):
+    with dying(3):
         train("broken", *knobs)
-    monkeypatch.undo()
     resumed = glm_lightning.train([f"resume={tmp_path / 'broken'}", "trainer.accumulate_grad_batches=4"])
     assert largest_difference(weights(whole), weights(type(whole)(resumed.path))) < 1e-10
     assert resumed.metrics == pytest.approx(whole.read_report()["metrics"], rel=1e-9)

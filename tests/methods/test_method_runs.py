@@ -10,12 +10,11 @@ import pytest
 import torch
 from hydra.utils import get_class
 from tiny_families import node_of
-from tiny_runs import ROOT, largest_difference, weights
+from tiny_runs import ROOT, dying, largest_difference, weights
 from transformers.models.glm.modeling_glm import GlmMLP
 
 import glm_lightning
 from glm_lightning import config
-from glm_lightning.callbacks import BestAndLast
 from glm_lightning.runs import RunFolder
 from glm_lightning.types import UserError
 
@@ -91,11 +90,7 @@ def test_packed_rows_are_the_same_rows(train, overrides, name):
     assert largest_difference(weights(train("plain", *knobs)), weights(train("packed", *packed))) < tolerance(name)
 
 
-class StopError(Exception):
-    """Stands for whatever ends a process."""
-
-
-def test_resumed_is_uninterrupted_to_the_last_bit(train, name, tmp_path, monkeypatch):
+def test_resumed_is_uninterrupted_to_the_last_bit(train, name, tmp_path):
     dropout = [f"method.{key}=0.2" for key in node_of(name).method if key == "dropout"]
     # matrices so large that an 8-bit optimizer holds their averages in 8 bits
     dropout += ["method.rank=64"] if name == "qlora" else []
@@ -104,17 +99,8 @@ def test_resumed_is_uninterrupted_to_the_last_bit(train, name, tmp_path, monkeyp
         "trainer.accumulate_grad_batches=2",
     )  # fmt: skip
     whole = train("whole", *knobs)
-    original = BestAndLast.on_train_batch_end
-
-    def dying(self, trainer, *arguments):
-        original(self, trainer, *arguments)
-        if trainer.global_step == 4 and trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0:
-            raise StopError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BestAndLast, "on_train_batch_end", dying)
-        with pytest.raises(StopError):
-            train("broken", *knobs)
+    with dying(4):
+        train("broken", *knobs)
     resumed = RunFolder(glm_lightning.train([f"resume={tmp_path / 'broken'}"]).path)
     expected, got = weights(whole), weights(resumed)
     assert expected.keys() == got.keys()

@@ -7,11 +7,10 @@ import random
 
 import pytest
 import torch
-from tiny_runs import largest_difference, weights
+from tiny_runs import dying, largest_difference, weights
 
 import glm_lightning
 from glm_lightning import config
-from glm_lightning.callbacks import BestAndLast
 from glm_lightning.runs import RunFolder
 from glm_lightning.types import UserError
 
@@ -99,28 +98,15 @@ def test_packed_rows_are_the_same_rows(learn, kind):
     assert largest_difference(*map(weights, runs)) < 1e-10
 
 
-class StopError(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.parametrize("kind", CASES)
-def test_resumed_is_uninterrupted_to_the_last_bit(learn, kind, tmp_path, monkeypatch):
+def test_resumed_is_uninterrupted_to_the_last_bit(learn, kind, tmp_path):
     knobs = (
         "callbacks.checkpoints.every_n_steps=1", "trainer.max_steps=5", "trainer.accumulate_grad_batches=2",
         "data.max_tokens=8192",
     )  # fmt: skip
     whole = learn("whole", kind, *knobs)
-    original = BestAndLast.on_train_batch_end
-
-    def dying(self, trainer, *arguments):
-        original(self, trainer, *arguments)
-        if trainer.global_step == 3 and trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0:
-            raise StopError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BestAndLast, "on_train_batch_end", dying)
-        with pytest.raises(StopError):
-            learn("broken", kind, *knobs)
+    with dying(3):
+        learn("broken", kind, *knobs)
     resumed = RunFolder(glm_lightning.train([f"resume={tmp_path / 'broken'}"]).path)
     expected, got = weights(whole), weights(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)

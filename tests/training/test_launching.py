@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from tiny_runs import weights
+from tiny_runs import dying, weights
 
 import glm_lightning
-from glm_lightning.callbacks import BestAndLast
 from glm_lightning.runs import RunFolder
 from glm_lightning.types import UserError
 
@@ -72,12 +71,8 @@ def test_more_processes_than_devices_are_refused(overrides, started_by):
         glm_lightning.train(overrides("refused", "trainer=ddp_cpu"))
 
 
-class StopError(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.parametrize("knobs", [[], ["run_dir=null"]], ids=["named", "unnamed"])
-def test_a_job_that_slurm_puts_back_goes_on(overrides, started_by, tmp_path, monkeypatch, knobs):
+def test_a_job_that_slurm_puts_back_goes_on(overrides, started_by, tmp_path, knobs):
     def command(name):
         settings = ("trainer.max_steps=4", "trainer.accumulate_grad_batches=2", "method.dropout=0.2")
         saving = ("callbacks.checkpoints.every_n_steps=1", "trainer.precision=32-true", f"outputs={tmp_path / name}")
@@ -85,17 +80,8 @@ def test_a_job_that_slurm_puts_back_goes_on(overrides, started_by, tmp_path, mon
 
     started_by(SLURM)
     whole = glm_lightning.train(command("whole"))
-    original = BestAndLast.on_train_batch_end
-
-    def dying(self, trainer, *arguments):
-        original(self, trainer, *arguments)
-        if trainer.global_step == 2 and trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0:
-            raise StopError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BestAndLast, "on_train_batch_end", dying)
-        with pytest.raises(StopError):
-            glm_lightning.train(command("broken"))
+    with dying(2):
+        glm_lightning.train(command("broken"))
     started_by({"SLURM_RESTART_COUNT": "1"})
     resumed = glm_lightning.train(command("broken"))
     runs = [RunFolder(each.path) for each in (whole, resumed)]
