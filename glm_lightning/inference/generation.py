@@ -24,10 +24,15 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said: ids without the stop token, and whether there was one before ``max_new_tokens``."""
+    """What the model said: ids without the stop token, and that token, None if ``max_new_tokens`` came before one."""
 
     ids: list[int]
-    finished: bool
+    stop: int | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself."""
+        return self.stop is not None
 
 
 def generate(
@@ -161,8 +166,7 @@ class Pieces:
 
 
 def _answer(ids: list[int], stop_ids: Collection[int]) -> Answer:
-    finished = bool(ids) and ids[-1] in stop_ids
-    return Answer(ids[:-1] if finished else ids, finished)
+    return Answer(ids[:-1], ids[-1]) if ids and ids[-1] in stop_ids else Answer(ids, None)
 
 
 def context_of(network: Any) -> int | None:

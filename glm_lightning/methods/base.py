@@ -234,12 +234,9 @@ class Method(pl.LightningModule, ABC):
             # Lightning's hooks are outside its autocast, and what is trained may be of another type than the rest
             with self.trainer.precision_plugin.forward_context():
                 refuse_leaks(self._network, tried)
-        place = (self.trainer.global_step, batch_idx, self.global_rank)
-        seed = self.ingredients.seed
-        for number in place:
-            # Rounds of a 64-bit linear congruential generator (Knuth's MMIX constants) mix the numbers.
-            seed = ((seed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**64
-        self.step.begin(batch, seed)
+        of_step = _mixed(self.ingredients.seed, self.trainer.global_step)
+        self.ingredients.objective.seed = of_step
+        self.step.begin(batch, _mixed(of_step, batch_idx, self.global_rank))
 
     def on_fit_start(self) -> None:
         """Let the objective load and compute what it needs beside the network."""
@@ -400,6 +397,13 @@ class Method(pl.LightningModule, ABC):
         if problems:
             raise UserError(problems)
         recount(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def _mixed(seed: int, *numbers: int) -> int:
+    """Rounds of a 64-bit linear congruential generator (Knuth's MMIX constants) over the numbers."""
+    for number in numbers:
+        seed = ((seed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**64
+    return seed
 
 
 def _widen(network: nn.Module) -> None:

@@ -52,6 +52,23 @@ class Stage:
     ahead: Ahead
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What of the rest of a run an objective may not go with.
+
+    Args:
+        adapter: whether the base's own weights stay as they are.
+        packing: whether several samples are told to share a row.
+        compiled: whether layers are compiled.
+        sharded: whether ranks hold parts of a weight.
+    """
+
+    adapter: bool
+    packing: bool = False
+    compiled: bool = False
+    sharded: bool = False
+
+
 class Objective(ABC):
     """Turns a micro-batch into sums over what is learned of it.
 
@@ -63,6 +80,12 @@ class Objective(ABC):
 
     metrics: ClassVar[tuple[str, ...]] = ("perplexity", "token_accuracy")
     """What validation measures beside the loss."""
+
+    packs: bool = True
+    """Whether several samples may share a row."""
+
+    seed: int = 0
+    """Of what it draws in this optimizer step: the same on every rank and for every micro-batch of the step."""
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch) -> Loss:
@@ -77,8 +100,8 @@ class Objective(ABC):
         count, *others = sums.tolist()
         return self.measured(dict(zip(("loss", *names), (each / count for each in others), strict=True)))
 
-    def clashes(self, *, adapter: bool) -> Iterator[str]:
-        """What of its knobs does not go with the method; ``adapter`` says whether its base stays as it was."""
+    def clashes(self, setup: Setup) -> Iterator[str]:
+        """What of its knobs does not go with the rest of the run."""
         yield from ()
 
     def extra(self, network: nn.Module) -> nn.Module | None:

@@ -14,8 +14,9 @@ from glm_lightning.losses.chunks import accumulation_dtype, slices
 from glm_lightning.losses.divergence import Divergence, Likeliest, divergence, events, likeliest
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.source import WeightsDtype
-from glm_lightning.objectives.base import Objective, Stage, perplexity
+from glm_lightning.objectives.base import Objective, Setup, Stage, perplexity
 from glm_lightning.objectives.layers import Projections
+from glm_lightning.objectives.on_policy import Writer, chosen, rewritten
 from glm_lightning.objectives.supervised import Head, at_supervised, refuse_leaks
 from glm_lightning.types import Batch, Conversation, Document, Loss, UserError
 
@@ -46,7 +47,8 @@ class Distill(Objective):
 
     With D the divergence of the two distributions at ``temperature`` T and w the share of ``cross_entropy``, a token's
     loss is (1 - w) T^2 D + w times cross-entropy
-    (Hinton et al. 2015, arXiv:1503.02531; T^2 keeps D's gradient in proportion).
+    (Hinton et al. 2015, arXiv:1503.02531; T^2 keeps D's gradient in proportion). A token that the student has written
+    itself (`on_policy`) has no label: its loss is T^2 D.
 
     Args:
         teacher: a model folder, a name on a hub, ``demo``, a run or an adapter folder.
@@ -61,6 +63,8 @@ class Distill(Objective):
         top_k_dtype: of the log-probabilities that are kept.
         hidden_states: weight of the distance of the layers' hidden states, which a learned projection takes from the
             student's width to the teacher's; 0 is without.
+        on_policy: share of the training samples whose last answer the student writes itself, anew each time.
+        on_policy_tokens: tokens that such an answer has at the most.
     """
 
     learns = (Conversation, Document)
@@ -79,12 +83,17 @@ class Distill(Objective):
         top_k: int | None = None,
         top_k_dtype: Kept = "float16",
         hidden_states: float = 0.0,
+        on_policy: float = 0.0,
+        on_policy_tokens: int = 128,
     ) -> None:
         self.teacher, self.teacher_quantize, self.teacher_dtype = teacher, teacher_quantize, teacher_dtype
         self.divergence, self.js_weight, self.temperature = divergence, js_weight, temperature
         self.cross_entropy, self.top_k, self.hidden_states = cross_entropy, top_k, hidden_states
+        self.on_policy, self.on_policy_tokens = on_policy, on_policy_tokens
+        self.packs = not on_policy
         self._kept_dtype = torch.float16 if top_k_dtype == "float16" else torch.float32
         self._known: Teacher | None = None
+        self._write: Writer | None = None
         self._network: nn.Module | None = None
         self._projections: Projections | None = None
         self._tried_packing = False
@@ -108,9 +117,32 @@ class Distill(Objective):
                 "set objective.top_k=null, or objective.hidden_states=0"
             )
 
-    def take(self, teacher: Teacher) -> None:
-        """Learn from ``teacher``."""
-        self._known = teacher
+        if not 0 <= self.on_policy <= 1:
+            yield f"objective.on_policy is {self.on_policy}: must be in [0, 1], a share of the samples"
+        if self.on_policy_tokens < 1:
+            yield f"objective.on_policy_tokens is {self.on_policy_tokens}: must be 1 or more"
+        if self.on_policy and (self.top_k is not None or self.hidden_states):
+            other = "top_k=null" if self.top_k is not None else "hidden_states=0"
+            yield (
+                f"objective.on_policy is {self.on_policy}: the teacher is asked of each answer once it is written, "
+                f"for its distribution alone; set objective.{other}, or objective.on_policy=0"
+            )
+
+    def clashes(self, setup: Setup) -> Iterator[str]:
+        """While training goes on, answers are written one token after the other."""
+        if not self.on_policy:
+            return
+        start = f"objective.on_policy is {self.on_policy}: answers are written while training goes on, which "
+        if setup.packing:
+            yield f"{start}needs rows of one sample each; set data.packing=false"
+        if setup.compiled:
+            yield f"{start}would compile the layers anew for every length; set model.compile=false"
+        if setup.sharded:
+            yield f"{start}needs whole weights on every rank; use trainer=ddp"
+
+    def take(self, teacher: Teacher, write: Writer) -> None:
+        """Learn from ``teacher``, and let the student ``write`` what is to be written."""
+        self._known, self._write = teacher, write
 
     @property
     def _of_teacher(self) -> Teacher:
@@ -157,13 +189,15 @@ class Distill(Objective):
 
     def loss(self, network: nn.Module, batch: Batch) -> Loss:
         """Sums over the micro-batch's supervised tokens."""
+        count = batch.lengths.new_full((), batch.targets.numel())
+        batch, shares = self._with_own_answers(network, batch)
         options = {"output_hidden_states": True} if self.hidden_states else {}
         of_teacher = None if "ids" in batch.given else self._asked(batch, **options)
         compare = self._to_kept(batch) if of_teacher is None else self._to_live(*of_teacher)
         results: list[Tensor] = []
 
         def minimised(head: Head, hidden_states: Tensor) -> Tensor:
-            results.append(head.sums(hidden_states, functools.partial(self._sums, batch, compare)))
+            results.append(head.sums(hidden_states, functools.partial(self._sums, batch, compare, shares)))
             return results[0][0]
 
         outputs = at_supervised(network, batch, minimised, **options)
@@ -173,16 +207,26 @@ class Distill(Objective):
             distance = self._projections(outputs.hidden_states, of_teacher[2].hidden_states, batch)
             total = total + self.hidden_states * distance
             sums["hidden_states"] = distance
-        return Loss(total, batch.lengths.new_full((), batch.targets.numel()), sums)
+        return Loss(total, count, sums)
 
-    def _sums(self, batch: Batch, compare: Compare, logits: Tensor, rows: slice) -> Tensor:
+    def _with_own_answers(self, network: nn.Module, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """The batch with answers of the student's own, if any is due, and each token's weight and share of labels."""
+        rows = chosen(batch, share=self.on_policy, seed=self.seed) if network.training else []
+        if not rows:
+            return batch, None
+        assert self._write is not None, "take comes first"
+        made = rewritten(network, batch, rows, self._write, seed=self.seed, max_new_tokens=self.on_policy_tokens)
+        return made.batch, torch.stack([made.weight, self.cross_entropy * (~made.own).to(made.weight)])
+
+    def _sums(self, batch: Batch, compare: Compare, shares: Tensor | None, logits: Tensor, rows: slice) -> Tensor:
         """What is minimised, divergence, cross-entropy and right predictions of some of the positions."""
         targets = batch.targets[rows]
-        cross_entropy = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        diverged = compare(logits, rows).sum() * self.temperature**2
-        total = (1 - self.cross_entropy) * diverged + self.cross_entropy * cross_entropy
-        correct = (logits.argmax(-1) == targets).sum()
-        return torch.stack([total, diverged, cross_entropy, correct.to(total)])
+        cross_entropy = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        diverged = compare(logits, rows) * self.temperature**2
+        weight, of_labels = (1.0, self.cross_entropy) if shares is None else shares[:, rows].to(diverged)
+        total = (1 - of_labels) * diverged + of_labels * cross_entropy
+        correct = (logits.argmax(-1) == targets).to(total)
+        return torch.stack([(weight * each).sum() for each in (total, diverged, cross_entropy, correct)])
 
     def _asked(self, batch: Batch, **options: Any) -> tuple[Head, Tensor, Any]:
         """The teacher's head, its hidden states at the supervised positions, and all that its network gives."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glm_lightning.files import digest
 from glm_lightning.losses import preference as losses
 from glm_lightning.models.modes import evaluating
-from glm_lightning.objectives.base import Objective, Stage
+from glm_lightning.objectives.base import Objective, Setup, Stage
 from glm_lightning.objectives.supervised import sequence_log_probs
 from glm_lightning.types import Batch, Loss, Preference, UserError
 
@@ -86,9 +86,9 @@ class PairPreference(Objective):
         if self.likelihood < 0:
             yield f"objective.likelihood is {self.likelihood}: must be 0 or more"
 
-    def clashes(self, *, adapter: bool) -> Iterator[str]:
+    def clashes(self, setup: Setup) -> Iterator[str]:
         """A base that is trained can be asked before the first step only."""
-        if self.reference == "live" and not adapter and self.variant in _WITH_REFERENCE:
+        if self.reference == "live" and not setup.adapter and self.variant in _WITH_REFERENCE:
             yield (
                 "objective.reference is live: this method trains weights of the base itself, which would have to be "
                 "read again in every step; set objective.reference=cached"

@@ -21,7 +21,7 @@ from glm_lightning.data.plan import Plan
 from glm_lightning.inference.loading import words
 from glm_lightning.methods.base import Method
 from glm_lightning.models import Source, liger, precision
-from glm_lightning.objectives.base import Objective
+from glm_lightning.objectives.base import Objective, Setup
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
@@ -43,7 +43,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     tokenizer, template = words(source, source.location)
     notices = list(teaching.equip(objective, tokenizer, template))
     target: Any = get_class(config.method._target_)
-    data.load(tokenizer, template, learned=objective.learns, packs=target.packs)
+    data.load(tokenizer, template, learned=objective.learns, packs=target.packs and objective.packs)
 
     chosen = precision.choose(
         str(config.trainer.precision), device=_device(config), num_parameters=source.num_parameters
@@ -78,7 +78,13 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     objective = problems.none_in(lambda: made(config.objective, "objective"))
     if objective is not None:
         target: Any = get_class(config.method._target_)
-        problems.found += objective.clashes(adapter=target.artefact == "adapter")
+        setup = Setup(
+            adapter=target.artefact == "adapter",
+            packing=config.data.get("packing") is True,
+            compiled=source.compile,
+            sharded=placing.is_sharded(config),
+        )
+        problems.found += objective.clashes(setup)
         problems.none_in(lambda: teaching.teacher_of(objective))
     settings = problems.none_in(lambda: made(config.evaluation, "evaluation"))
     data = problems.none_in(lambda: made(config.data, "data"))

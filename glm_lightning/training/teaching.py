@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from glm_lightning.files import digest, sampled_fingerprint
-from glm_lightning.inference import loading
+from glm_lightning.inference import generation, loading
+from glm_lightning.inference.sampling import Sampling
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.source import WeightsDtype
 from glm_lightning.objectives.base import Objective
@@ -98,12 +100,35 @@ def equip(objective: Objective, tokenizer: Tokenizer, template: Template) -> Ite
             "the next token says nothing to this student; let it write answers and learn those: "
             f"glm predict {known.source} DATA, then objective=sft data.train=ITS_ANSWERS"
         )
-    objective.take(known)
+    stop_ids = [tokenizer.control_id(name) for name in template.stop_tokens]
+    objective.take(known, functools.partial(_written, stop_ids=stop_ids))
     if its_template.name != template.name:
         yield (
             f"the teacher was trained with the template {its_template.name}; it is shown rows as the student is, by "
             f"{template.name}"
         )
+
+
+def _written(
+    network: nn.Module,
+    prompts: Sequence[list[int]],
+    *,
+    draws: Sequence[int],
+    seed: int,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+) -> list[list[int]]:
+    """Answers as ``network`` draws them, their stop tokens included; see `on_policy.Writer`."""
+    answers = generation.answer(
+        network,
+        prompts,
+        draws=draws,
+        stop_ids=stop_ids,
+        pad_id=0,
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature=1.0, seed=seed),
+    )
+    return [each.ids if each.stop is None else [*each.ids, each.stop] for each in answers]
 
 
 def _differing(one: Tokenizer, other: Tokenizer) -> str:

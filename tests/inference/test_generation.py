@@ -69,9 +69,9 @@ def naive(network: Any, prompt: list[int], *, max_new_tokens: int) -> Answer:
     for _ in range(max_new_tokens):
         token = int(network(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
         if token in STOPS:
-            return Answer(ids[len(prompt) :], finished=True)
+            return Answer(ids[len(prompt) :], stop=token)
         ids.append(token)
-    return Answer(ids[len(prompt) :], finished=False)
+    return Answer(ids[len(prompt) :], stop=None)
 
 
 def words(ids: list[int]) -> str:
@@ -282,9 +282,9 @@ def naive_sampled(network: Any, prompt: list[int], row: int, *, max_new_tokens: 
         logits[likeliest.indices[before >= 0.9]] = -torch.inf
         token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
         if token in STOPS:
-            return Answer(ids[len(prompt) :], finished=True)
+            return Answer(ids[len(prompt) :], stop=token)
         ids.append(token)
-    return Answer(ids[len(prompt) :], finished=False)
+    return Answer(ids[len(prompt) :], stop=None)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8, 100])
@@ -345,7 +345,7 @@ def test_an_answer_ends_where_the_context_does(prompts: list[list[int]], batch_s
     for prompt, answer, full in zip(prompts, answers, whole, strict=True):
         room = 12 - len(prompt)
         ends = full.finished and len(full.ids) < room
-        assert answer == (full if ends else Answer(full.ids[:room], finished=False))
+        assert answer == (full if ends else Answer(full.ids[:room], stop=None))
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(prompts: list[list[int]]) -> None:

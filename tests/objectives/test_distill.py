@@ -65,10 +65,10 @@ def batch(*, empty=False):
     return Batch.of(ids, labels, torch.full((3,), 9), step_tokens=1, rows=range(3))
 
 
-def begun(teacher, *, ahead=None, student=None, **knobs):
+def begun(teacher, *, ahead=None, student=None, write=None, **knobs):
     objective = Distill(teacher="teacher", **knobs)
     known = Known(teacher)
-    objective.take(known)
+    objective.take(known, write)
     extra = objective.extra(student) if student is not None else None
     objective.begin(
         Stage(

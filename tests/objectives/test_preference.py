@@ -12,7 +12,7 @@ import torch
 from tiny_pairs import PAIRS, batch_of, network
 from torch.nn.functional import log_softmax
 
-from glm_lightning.objectives.base import Stage
+from glm_lightning.objectives.base import Setup, Stage
 from glm_lightning.objectives.preference import PairPreference
 from glm_lightning.types import IGNORE, Batch, UserError
 
@@ -162,9 +162,9 @@ def test_values_outside_their_range_are_refused(knobs, problem):
 
 
 def test_a_base_that_is_trained_cannot_be_asked_in_every_step():
-    assert "set objective.reference=cached" in next(PairPreference(reference="live").clashes(adapter=False))
-    assert not list(PairPreference(reference="live").clashes(adapter=True))
-    assert not list(PairPreference(reference="live", variant="orpo").clashes(adapter=False))
+    assert "set objective.reference=cached" in next(PairPreference(reference="live").clashes(Setup(adapter=False)))
+    assert not list(PairPreference(reference="live").clashes(Setup(adapter=True)))
+    assert not list(PairPreference(reference="live", variant="orpo").clashes(Setup(adapter=False)))
 
 
 @pytest.mark.filterwarnings("default")  # TRL's are its own
