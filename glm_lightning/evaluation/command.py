@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from glm_lightning.inference import options as given
 from glm_lightning.inference.loading import opened, words
 from glm_lightning.methods.fused import fuse
 from glm_lightning.models.quiet import quiet
-from glm_lightning.types import Problems, UserError
+from glm_lightning.types import Conversation, Document, Problems, UserError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -126,7 +126,7 @@ def _loaded(make: Callable[[], DataModule], subject: Subject, problems: Problems
 
     def load() -> DataModule:
         module = make()
-        module.load(*words(subject.found.base, subject.found.files))
+        module.load(*words(subject.found.base, subject.found.files), learned=(Conversation, Document))
         return module
 
     return problems.none_in(load)
@@ -147,19 +147,23 @@ def _result(subject: Subject, data: DataModule, options: argparse.Namespace, ask
 
 
 def _parts(data: DataModule, *, own: bool) -> tuple[Dataset | None, Dataset | None]:
-    """The rows of the loss and those of the answers: a run has test rows for these, or its validation rows."""
+    """The rows of the loss and those of the answers: a run has test rows for these, or its validation rows.
+
+    Texts that are no conversations ask nothing.
+    """
     splits = data.splits
-    if not own:
-        return splits.train, splits.train
-    return splits.val, splits.test or splits.val
+    of_loss, of_answers = (splits.val, splits.test or splits.val) if own else (splits.train, splits.train)
+    return of_loss, None if of_answers is None or of_answers.has_texts else of_answers
 
 
 def _notices(options: argparse.Namespace, every: Sequence[Subject], data: Sequence[DataModule | None]) -> list[str]:
     """What is to be known about the rows, and about models that cannot be compared."""
     first = next(module for module in data if module is not None)
-    _, of_answers = _parts(first, own=not options.data)
-    notices = []
-    if of_answers is None:
+    of_loss, of_answers = _parts(first, own=not options.data)
+    notices = [] if options.only == "answers" else [*_of_other_losses(every)]
+    if of_loss is not None and of_answers is None:
+        notices.append("the rows are texts, which ask nothing: they have a loss and no answers")
+    elif of_answers is None:
         notices.append("the run has neither validation nor test rows; say which are asked: --data FILE")
     elif not options.data:
         what = "test" if first.splits.test is not None else "validation"
@@ -172,6 +176,12 @@ def _notices(options: argparse.Namespace, every: Sequence[Subject], data: Sequen
     if options.only != "answers":
         notices += _of_other_tokens(every)
     return notices
+
+
+def _of_other_losses(every: Sequence[Subject]) -> Iterator[str]:
+    for subject in every:
+        if (objective := subject.other_objective) is not None and not subject.is_base:
+            yield f"{subject.name}: loss is the cross-entropy of the rows, not what objective={objective} minimised"
 
 
 def _of_other_tokens(every: Sequence[Subject]) -> list[str]:

@@ -14,6 +14,7 @@ from glm_lightning.data.module import DataModule
 from glm_lightning.inference.loading import Found, base_of, resolve
 from glm_lightning.models import precision
 from glm_lightning.models.source import Hub, WeightsDtype
+from glm_lightning.objectives.likelihood import Likelihood
 from glm_lightning.runs import RunFolder
 from glm_lightning.types import Problems, UserError
 
@@ -34,6 +35,12 @@ class Subject:
     def config(self) -> Any:
         """The run's configuration; None without one."""
         return None if self.run is None else stored(self.run)
+
+    @property
+    def other_objective(self) -> str | None:
+        """What its run minimised, where that was no cross-entropy of its rows."""
+        target = None if self.run is None else str(self.config.objective._target_)
+        return None if target is None or issubclass(class_at(target), Likelihood) else target.split(".")[-2]
 
 
 class Arithmetic(NamedTuple):
@@ -110,6 +117,11 @@ def own_rows(every: Sequence[Subject]) -> Callable[[], DataModule]:
     runs = {subject.run.path: subject for subject in every if subject.run is not None}
     if not runs:
         raise UserError("--data is missing: only a run has rows of its own, and none of these is one; say --data FILE")
+    pairs = [str(path) for path, subject in runs.items() if subject.other_objective == "preference"]
+    if pairs:
+        raise UserError(
+            f"{', '.join(pairs)}: learned from pairs, which ask nothing; say which rows are asked: --data FILE"
+        )
     nodes = {path: subject.config.data for path, subject in runs.items()}
     (first, node), *others = nodes.items()
     problems = [

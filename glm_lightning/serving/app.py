@@ -265,7 +265,10 @@ def _text_ids(served: Served, body: CompletionRequest) -> list[list[int]]:
     """Ids of each prompt; a text gets what every text begins with in the network's training."""
     prompts: list[list[int]] = []
     for prompt in body.prompts:
-        ids = served.text_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        try:
+            ids = served.text_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        except UserError as error:
+            raise RefusedError(400, "; ".join(error.problems), param="prompt") from error
         if not ids:
             raise RefusedError(400, "prompt: is empty; give at least one token", param="prompt")
         if max(ids) >= served.tokenizer.vocab_size:

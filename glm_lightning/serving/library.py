@@ -14,6 +14,7 @@ from glm_lightning.inference import adapters
 from glm_lightning.inference.batch import Speaker
 from glm_lightning.inference.generation import context_of, unwrapped
 from glm_lightning.inference.loading import UNLIMITED, Found, adapted, bare, resolve, with_adapter, words
+from glm_lightning.inference.prompts import prompt_ids
 from glm_lightning.inference.sampling import Sampling
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.quiet import quiet
@@ -44,8 +45,13 @@ class Served:
     fingerprint: str
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text that is to be gone on with."""
-        return self.tokenizer.encode([text])[0]
+        """Ids of a text that is to be gone on with: as a document is learned, without its end.
+
+        Raises:
+            UserError: the tokenizer does not say how a text begins and ends.
+        """
+        *begun, _ = self.template.document(text)
+        return prompt_ids([begun], self.tokenizer)[0]
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,31 @@ def test_the_figures_are_those_of_the_runs_report(
     assert of_run["losses"]["loss"] != of_base["losses"]["loss"]
 
 
+def test_texts_have_the_loss_of_their_run_and_no_answers(
+    runs: Callable[..., RunFolder], evaluate: Evaluate, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    texts = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    words = ["the quick brown fox", "裙 材质 棉", "who are you", "你好"]
+    rows = [{"text": " ".join(words[: 1 + i % 4] * (1 + i % 3)) + f" {i}"} for i in range(40)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = runs("lora", "objective=pretrain", "data=text", f"data.train={texts}", "data.test=null", name="texts")
+    (found,) = evaluate(run.path)["models"]
+    assert found["losses"]["loss"] == pytest.approx(run.read_report()["metrics"]["val/loss"], rel=1e-6)
+    assert not found["scores"]
+
+
+def test_pairs_ask_nothing(runs: Callable[..., RunFolder], evaluate: Evaluate, tmp_path: Path, asked: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"who {i}", "chosen": "the fox", "rejected": "you"} for i in range(40)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    more = ("objective=preference", "data=preference", f"data.train={pairs}", "data.test=null")
+    run = runs("lora", *more, name="pairs")
+    with pytest.raises(UserError, match=r"learned from pairs, which ask nothing; .* --data FILE"):
+        evaluate(run.path)
+    found = evaluate(run.path, "--data", asked)
+    assert any("not what objective=preference minimised" in notice for notice in found["notices"])
+
+
 def test_mixed_precision_comes_out_the_same(runs: Callable[..., RunFolder], evaluate: Evaluate) -> None:
     run = runs("lora", "trainer.precision=bf16-mixed", name="mixed")
     (found,) = evaluate(run.path, "--only", "loss")["models"]

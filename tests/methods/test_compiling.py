@@ -16,7 +16,9 @@ from glm_lightning.types import IGNORE, Batch, UserError
 
 # what torch's tracer does inside is warned of by torch itself
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning"
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*script_method. is deprecated:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor:UserWarning",
 )
 
 

@@ -187,6 +187,15 @@ def test_texts_are_gone_on_with(server, glm):
     assert short.usage.completion_tokens <= 16
 
 
+def test_a_text_begins_as_documents_do_in_training(server, glm):
+    begin = [glm.tokenizer.control_id(name) for name in ("[gMASK]", "<sop>")]
+    ids = begin + glm.tokenizer.encode([TEXT])[0]
+    assert demo_text_ids(server, TEXT) == ids
+    answer = server.client.completions.create(model="demo", prompt=TEXT, max_tokens=1)
+    assert answer.usage.prompt_tokens == len(ids)
+    assert server.client.completions.create(model="demo", prompt="", max_tokens=1).usage.prompt_tokens == 2
+
+
 def demo_text_ids(server, text: str) -> list[int]:
     return server.library._loaded["demo"].served.text_ids(text)
 

@@ -30,8 +30,8 @@ class Prefix:
         return front, behind
 
     def _rows(self, prefix: Tensor, real: Tensor) -> Tensor:
-        # each row draws a dropout of its own
-        return dropout(prefix.to(real.dtype).expand(real.shape[0], -1, -1, -1), self.dropout, self.dropout > 0)
+        rows = prefix.to(real.dtype).expand(real.shape[0], -1, -1, -1)
+        return dropout(rows, self.dropout) if self.dropout else rows  # each row draws its own
 
 
 @final
