@@ -43,6 +43,10 @@ class Job:
         return self.status in ("done", "pruned") or (self.status == "failed" and not retry)
 
 
+COSTS = ("trained_parameters", "tokens_per_s", "peak_gib", "written_bytes")
+"""Of a run's report, beside its metrics: what the result has cost."""
+
+
 def record(job: Job, folder: Path) -> None:
     """Write a job's outcome into the sweep's folder, over what an earlier attempt has left."""
     write_json(folder / f"{Path(job.path).name}.json", asdict(job))
@@ -87,7 +91,8 @@ def outcome(code: int, path: Path, log: Path) -> tuple[Status, dict[str, float],
     if code > 0:
         return "failed", {}, f"exit code {code}: {last_words(log)}"
     try:
-        metrics = read_json(path / "report.json")["metrics"]
+        report = read_json(path / "report.json")
+        metrics = report["metrics"] | {f"run/{name}": report[name] for name in COSTS if name in report}
     except (OSError, ValueError, KeyError, TypeError) as error:
         return "failed", {}, f"ended without a readable report.json: {error}"
     return "done", {key: value for key, value in metrics.items() if isinstance(value, int | float)}, ""

@@ -13,11 +13,11 @@ from pathlib import Path
 from glm_lightning.config import command
 from glm_lightning.config.quoting import unquoted
 from glm_lightning.files import write_json, write_text
-from glm_lightning.sweeps.jobs import RANKED_BY, Job, ranked, recorded
+from glm_lightning.sweeps.jobs import COSTS, RANKED_BY, Job, ranked, recorded
 from glm_lightning.sweeps.page import page
 
-IN_TABLE = (RANKED_BY, "val/token_accuracy", "test/rouge_l", "test/bleu")
-"""Metrics that the table shows; sweep.csv has all."""
+IN_TABLE = (RANKED_BY, "test/rouge_l", *(f"run/{name}" for name in COSTS))
+"""What the table shows; sweep.csv has all."""
 RESULTS = "sweep.json"
 
 
@@ -55,6 +55,10 @@ def _csv(jobs: Sequence[Job]) -> str:
     return stream.getvalue()
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _print(jobs: Sequence[Job], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -64,7 +68,7 @@ def _print(jobs: Sequence[Job], folder: Path) -> None:
     for name in ("", "job", "what differs", *shown, "outcome"):
         table.add_column(name, overflow="fold", justify="right" if name in shown else "left")
     for rank, job in enumerate(jobs, start=1):
-        values = [f"{job.metrics[name]:.4g}" if name in job.metrics else "" for name in shown]
+        values = [_short(job.metrics[name]) if name in job.metrics else "" for name in shown]
         outcome = f"{job.status}: {job.reason}" if job.reason else job.status
         place = str(rank) if job.status == "done" else ""
         table.add_row(place, str(job.number), "\n".join(job.overrides), *values, outcome)

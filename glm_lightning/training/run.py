@@ -191,6 +191,8 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
             "faults": parts.data.faults(),
         }
         leave_artefact(config, folder, parts, report)
+        written = folder.artefact(parts.method.artefact).glob("*.safetensors")
+        report["written_bytes"] = sum(file.stat().st_size for file in written)
         _log_end(config, parts)
         write_json(folder.report, report)
         told = parts.data.splits.notices

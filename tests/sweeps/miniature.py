@@ -58,7 +58,7 @@ def run(cfg, *, overrides=()):
             time.sleep(0.3)
     if cfg.behaviour != "silent":
         metrics = {"val/loss": cfg.lr, "test/rouge_l": 50.0, "note": "text"}
-        (folder / "report.json").write_text(json.dumps({"metrics": metrics, "more": 1}))
+        (folder / "report.json").write_text(json.dumps({"metrics": metrics, "peak_gib": 7.5, "tokens_per_s": None}))
 """
 
 CONFIG = """

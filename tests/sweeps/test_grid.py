@@ -27,7 +27,7 @@ def test_jobs_run_in_processes_of_their_own_and_are_ranked(checkout: Path) -> No
         ("done", ["behaviour=fine", "lr=2"]),
     ]
     assert [job.metrics["val/loss"] for job in jobs[:2]] == [1, 2]
-    assert all(job.metrics.keys() == {"val/loss", "test/rouge_l"} for job in jobs[:2])
+    assert all(job.metrics.keys() == {"val/loss", "test/rouge_l", "run/peak_gib"} for job in jobs[:2])
     assert [(job.status, job.reason) for job in jobs[2:]] == 2 * [
         ("failed", "exit code 1: RuntimeError: no such kernel")
     ]
