@@ -36,6 +36,10 @@ COMMANDS = {
         "what is in data: lengths, languages, what is learned, what would be cut, duplicates, bad rows",
         "glm_lightning.inspection.command:main",
     ),
+    "plan": Command(
+        "memory and time of a run under every method, and what fits on a device: glm plan model=... --memory 24GB",
+        "glm_lightning.planning.command:main",
+    ),
     "chat": Command("talk to a run or a model", "glm_lightning.inference.chat:main"),
     "evaluate": Command(
         "loss and scores of runs and models, side by side, with confidence intervals",

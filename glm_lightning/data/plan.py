@@ -153,15 +153,29 @@ class Plan:
         """
         steps = self.steps(epoch)
         chosen = np.linspace(0, len(steps) - 1, min(len(steps), LOOKED_AT)).round().astype(int)
-        sizes = np.array([[self._size(group) for group in self.split(steps[step])] for step in chosen])
+        sizes = np.array([[self.size(group) for group in self.split(steps[step])] for step in chosen])
         of_ranks = sizes.reshape(len(chosen), self.accumulate, self.world_size)  # (steps, micro-batches, ranks)
         shared = of_ranks if in_step else of_ranks.sum(1, keepdims=True)
         return 1 - float(shared.mean(2).sum() / shared.max(2).sum())
 
-    def _size(self, micro_batch: Packed) -> int:
-        """Padded positions."""
+    def largest(self) -> Packed:
+        """The micro-batch of most padded positions, of those steps of the first epoch that hold most or the longest."""
+        steps, padded = self.steps(0), padded_lengths(self.lengths, self.pad_to_multiple)
+        starts = steps.ends[:-1]
+        found = (reduce.reduceat(padded[steps.rows], starts) for reduce in (np.add, np.maximum))
+        chosen = np.unique(np.concatenate([np.argsort(-each, kind="stable")[:LOOKED_AT] for each in found]))
+        parts = (steps.rows[steps.ends[part] : steps.ends[part + 1]] for part in chosen)
+        return max((group for part in parts for group in self.split(part)), key=self.size)
+
+    def size(self, micro_batch: Packed) -> int:
+        """Padded positions of a micro-batch; a filler is one row."""
+        rows = max(1, len(micro_batch)) * (1 if self.packed is not None else self.sequences)
+        return rows * self.width(micro_batch)
+
+    def width(self, micro_batch: Packed) -> int:
+        """Padded positions of each of its rows."""
         lengths = np.array([sum(int(self.lengths[sample]) for sample in row) for row in micro_batch] or [1])
-        return len(lengths) * int(padded_lengths(lengths, self.pad_to_multiple).max())
+        return int(padded_lengths(lengths, self.pad_to_multiple).max())
 
     def _padded(self, samples: Rows) -> list[Packed]:
         """One sample a row; neighbours in length share a micro-batch, so that padding is least."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -47,6 +47,12 @@ class Memory:
     moments: Mapping[str, int]
     trained: int  # parameters
     flops: int  # of one forward and backward pass over the micro-batch
+    beside: int = 0  # what is there all the time beside the network
+
+    def with_beside(self, num_bytes: int) -> Memory:
+        """The same where ``num_bytes`` more are there all the time."""
+        moments = {name: most + num_bytes for name, most in self.moments.items()}
+        return replace(self, beside=self.beside + num_bytes, moments=moments)
 
     @property
     def peak(self) -> int:
@@ -61,7 +67,7 @@ class Memory:
     @property
     def held(self) -> int:
         """What is there in every step, however small a micro-batch is."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.beside
 
 
 @final

@@ -39,7 +39,7 @@ def measured_rate(source: Source, loss: Callable[[nn.Module, Batch], Loss], *, p
         with torch.autocast(device, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             total = loss(network, batch).total
         total.backward()
-        float(total)  # waits for a GPU
+        float(total.detach())  # waits for a GPU
         taken.append(time.perf_counter() - start)
     head: nn.Module = network.get_output_embeddings()  # type: ignore[operator]
     products = [module for module in network.modules() if isinstance(module, nn.Linear) and module is not head]

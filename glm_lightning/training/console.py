@@ -17,11 +17,13 @@ from rich.panel import Panel
 from rich.table import Table
 
 from glm_lightning.config import command
+from glm_lightning.estimate.devices import shown
 from glm_lightning.evaluation import Record
 from glm_lightning.models.quiet import quiet as quiet_loading
 from glm_lightning.runs import RunFolder
 from glm_lightning.strategies import Sharded
 from glm_lightning.training.examination import Examination, spread
+from glm_lightning.training.expected import Expected
 from glm_lightning.training.parts import Parts
 
 IGNORED_WARNINGS = (
@@ -52,8 +54,10 @@ def named_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Path | None) -> None:
-    """Print what runs."""
+def opening(
+    config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Path | None, *, expected: Expected | None
+) -> None:
+    """Print what runs, and what it is expected to take."""
     splits, plan, trainer = parts.data.splits, parts.plan, parts.trainer
     source, devices = parts.source, trainer.num_devices * trainer.num_nodes
     lines = {
@@ -69,6 +73,8 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
         "steps": f"{parts.num_steps:,} optimizer step(s), {plan.num_steps:,} an epoch",
         "run": _shown(folder.path),
     }
+    if expected is not None:
+        lines["memory"] = _memory(expected)
     if plan.world_size > 1:
         waiting = plan.waiting(in_step=isinstance(trainer.strategy, Sharded))
         lines["balance"] = f"a rank waits {waiting:.1%} of its time for the others, by padded positions"
@@ -81,8 +87,29 @@ def opening(config: DictConfig, parts: Parts, folder: RunFolder, checkpoint: Pat
         table.add_row(f"[bold]{name}", value)
     console = Console()
     console.print(Panel(table, title="glm_lightning", title_align="left", expand=False))
-    for notice in splits.notices:
+    notices = [] if expected is None or expected.fits else [_too_much(expected)]
+    for notice in [*notices, *splits.notices]:
         console.print(f"note: {notice}", highlight=False, markup=False)
+
+
+def _memory(expected: Expected) -> str:
+    memory = expected.memory
+    parts = {
+        "weights": memory.weights + memory.beside,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations,
+        "output layer": memory.head,
+    }
+    each = ", ".join(f"{name} {shown(size)}" for name, size in parts.items())
+    return f"about {shown(expected.peak)} of {shown(expected.device.size)} at the peak, in the {memory.when} ({each})"
+
+
+def _too_much(expected: Expected) -> str:
+    return (
+        f"the run is expected to need {shown(expected.peak)}, and {expected.device.name} has "
+        f"{shown(expected.device.size)}; glm plan with the same arguments shows what fits"
+    )
 
 
 def trainable(trainer: pl.Trainer, method: Any) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, final
 
 import lightning.pytorch as pl
@@ -19,7 +20,9 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher, su
 from omegaconf import DictConfig
 
 from glm_lightning.config import command
+from glm_lightning.estimate.devices import shown
 from glm_lightning.runs import RunFolder
+from glm_lightning.training import expected
 from glm_lightning.training.launching import launch
 from glm_lightning.training.parts import Parts
 from glm_lightning.types import UserError
@@ -79,13 +82,13 @@ def _no_memory(config: DictConfig, parts: Parts, error: BaseException) -> list[s
     step, network = parts.method.step, parts.method.network
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     if network is None:
-        doing, advice = "while the network was loaded", [*_smaller_weights(config)]
+        doing, advice = "while the network was loaded", [*_smaller_weights(config, parts)]
     elif step.micro_batches:
         rows, width = step.micro_batches[-1][0].input_ids.shape
         doing = (
             f"at step {parts.trainer.global_step + 1} in a micro-batch of {rows} x {width} = {rows * width:,} positions"
         )
-        advice = [*_smaller_micro_batches(config, parts, width), *_smaller_weights(config)]
+        advice = [*_smaller_micro_batches(config, parts, width), *_smaller_weights(config, parts)]
     else:
         doing = "between two steps, in validation or while test rows were answered"
         advice = [
@@ -118,20 +121,34 @@ def _smaller_micro_batches(config: DictConfig, parts: Parts, width: int | None) 
     fixed = config.trainer.accumulate_grad_batches != "auto"
     if most < now:
         auto = " with trainer.accumulate_grad_batches=auto" if fixed else ""
-        yield f"data.max_tokens={most}{auto} (now {now}: positions of a micro-batch; the result stays the same)"
+        need = _need(config, parts, most=most)
+        yield f"data.max_tokens={most}{auto} (now {now}: positions of a micro-batch; the result stays the same{need})"
     if not config.model.get("gradient_checkpointing"):
-        yield "model.gradient_checkpointing=true (about a third slower; activations of one layer instead of all)"
+        need = _need(config, parts, gradient_checkpointing=True)
+        yield f"model.gradient_checkpointing=true (about a third slower; activations of one layer instead of all{need})"
     shorter = parts.data.max_length // 2
     longest = "" if width is None else f", the longest row here takes {width}"
     yield f"data.max_length={shorter} and data.max_tokens={min(most, shorter)} (now {data.max_length}{longest})"
 
 
-def _smaller_weights(config: DictConfig) -> Iterator[str]:
+def _smaller_weights(config: DictConfig, parts: Parts) -> Iterator[str]:
     name = config.method._target_.rpartition(".")[2].lower()
     if config.get("quantize") is None:
-        yield f"method=qlora (now {name}: the frozen base in 4 bits instead of {config.model.get('dtype', 'auto')})"
+        need = _need(config, parts, quantize="nf4") if parts.method.on_quantized else ""
+        held = config.model.get("dtype", "auto")
+        yield f"method=qlora (now {name}: the frozen base in 4 bits instead of {held}{need})"
     if name in ("full", "freeze"):
         yield f"method=lora (now {name}: gradients and two averages for the adapter's parameters only)"
+
+
+def _need(config: DictConfig, parts: Parts, *, most: int | None = None, **changes: Any) -> str:
+    """What tensors would take with other settings of the model, or with micro-batches of ``most`` positions."""
+    try:
+        now = expected.of_run(config, parts).memory.peak
+        then = expected.of_run(config, parts, source=replace(parts.source, **changes), most=most).memory.peak
+    except Exception:  # what went wrong is being told already
+        return ""
+    return f"; tensors would take about {shown(then)} instead of {shown(now)}"
 
 
 @final

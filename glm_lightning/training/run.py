@@ -23,7 +23,7 @@ from glm_lightning import config as configuration
 from glm_lightning.callbacks import Throughput
 from glm_lightning.files import digest, lock, write_json
 from glm_lightning.runs import RunFolder, checkpoints
-from glm_lightning.training import console, failures, launching, resuming
+from glm_lightning.training import console, expected, failures, launching, resuming
 from glm_lightning.training.artefact import leave_artefact, put_together
 from glm_lightning.training.build import build
 from glm_lightning.training.parts import Parts
@@ -75,7 +75,7 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
         launching.agree(parts.trainer, **_facts(parts))
         if parts.trainer.is_global_zero:
             _begin(config, folder, parts)
-            console.opening(config, parts, folder, checkpoint)
+            console.opening(config, parts, folder, checkpoint, expected=_expected(config, parts))
         try:
             with failures.explained(config, folder, parts):
                 parts.trainer.fit(parts.method, datamodule=parts.data, ckpt_path=checkpoint)
@@ -83,6 +83,15 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
             console.interrupted(folder, parts.trainer)
             raise
         return _finish(config, folder, parts)
+
+
+def _expected(config: DictConfig, parts: Parts) -> expected.Expected | None:
+    """What the run will take; a network that cannot be followed without its weights stops nobody."""
+    try:
+        return expected.of_run(config, parts)
+    except Exception as error:
+        parts.method.notices.append(f"memory could not be estimated: {type(error).__name__}: {error}")
+        return None
 
 
 def _checkpoint(folder: RunFolder, parts: Parts) -> Path | None:

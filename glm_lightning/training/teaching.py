@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, final
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from glm_lightning.estimate.skeleton import num_bytes, skeleton
 from glm_lightning.files import digest, sampled_fingerprint
 from glm_lightning.inference import generation, loading
 from glm_lightning.inference.sampling import Sampling
@@ -56,6 +57,12 @@ class Known:
     def words(self) -> tuple[Tokenizer, Template]:
         """Its tokenizer and its template."""
         return loading.words(self.found.base, self.found.files)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its weights; those of an adapter are left out."""
+        base = self.found.base if self.quantize is None else replace(self.found.base, quantize=self.quantize)
+        return num_bytes(skeleton(base, dtype=self.dtype or "auto"))
 
     def load(self, device: torch.device) -> nn.Module:
         """The network on ``device``, in evaluation mode."""

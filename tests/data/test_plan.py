@@ -76,6 +76,16 @@ def test_steps_do_not_depend_on_the_hardware(plan):
     assert list(rows_of_steps(plan)) == list(rows_of_steps(other))
 
 
+@settings(deadline=None)
+@given(plans)
+def test_the_largest_micro_batch_is_the_largest(plan):
+    plan = fitting(plan)
+    all_of_them = (
+        batch.rows for rank in range(plan.world_size) for batch in plan.micro_batches(0, rank=rank) if batch.rows
+    )
+    assert plan.size(plan.largest()) == max(map(plan.size, all_of_them))
+
+
 def time_of(plan, sizes):
     """Sum over rounds of the largest micro-batch."""
     return sum(sorted(sizes, reverse=True)[:: plan.world_size])
@@ -89,7 +99,7 @@ def test_several_ranks_take_no_longer_than_with_the_least_padding(plan):
         padded = np.sort(padded_lengths(plan.lengths[samples], plan.pad_to_multiple))[::-1]
         groups = plan.world_size * plan.accumulate
         cut = plan_module._least_padding(padded, groups, plan.max_tokens)
-        now = time_of(plan, [plan._size(group) for group in plan.split(samples) if group])
+        now = time_of(plan, [plan.size(group) for group in plan.split(samples) if group])
         assert now <= time_of(plan, [int(padded[start]) * (stop - start) for start, stop in cut])
 
 
