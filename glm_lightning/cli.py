@@ -45,6 +45,10 @@ COMMANDS = {
         "loss and scores of runs and models, side by side, with confidence intervals",
         "glm_lightning.evaluation.command:main",
     ),
+    "compare": Command(
+        "finished runs side by side: what each has gained on its task, and what it has forgotten",
+        "glm_lightning.evaluation.compare:main",
+    ),
     "predict": Command(
         "answer the rows of files, with or without answers of their own", "glm_lightning.inference.predict:main"
     ),

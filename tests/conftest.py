@@ -146,6 +146,7 @@ def overrides(tiny_glm: Path, rows: Path, tmp_path: Path) -> Callable[..., list[
             "trainer.accelerator=cpu",
             "trainer.log_every_n_steps=1",
             "optimizer.lr=1e-2",
+            "general=null",
             "logger=none",
             f"run_dir={tmp_path / name}",
             *more,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from glm_lightning.config import composing, places
 from glm_lightning.config.overrides import problems_of
 from glm_lightning.config.quoting import quote
+from glm_lightning.config.storage import load
 from glm_lightning.types import UserError
 
 FLAGS_WITH_VALUE = frozenset(
@@ -40,7 +42,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     if any(argument.startswith(_OTHER_DEEDS + _OTHER_FOLDERS) for argument in argv):
         return quoted
     overrides = [quoted[spot] for spot in spots]
-    own = _own_data(overrides)
+    own = [*_own_data(overrides), *_of_start(overrides)]
     _check([*overrides, *own], multirun=multirun, config_name=_config_name(argv))
     return [*quoted, *own]
 
@@ -62,7 +64,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         UserError: as `arguments` does.
     """
     quoted = [quote(override, multirun=False) for override in overrides]
-    quoted += _own_data(quoted)
+    quoted += [*_own_data(quoted), *_of_start(quoted)]
     _check(quoted, multirun=False, config_name=composing.CONFIG_NAME)
     with composing.opened():
         try:
@@ -91,6 +93,29 @@ def _chooses_data(override: str) -> bool:
         return False
     chosen: Any = OmegaConf.select(OmegaConf.load(file), "defaults", default=[])
     return any("override /data" in entry for entry in chosen)
+
+
+def _of_start(overrides: Sequence[str]) -> list[str]:
+    """Model and method of the run that ``init_from`` names, so that what their yamls bring comes with them."""
+    says = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
+    place = says.get("init_from", "null").strip("'\"")
+    files = (Path(place).expanduser() / name / "config.yaml" for name in ("", ".."))
+    file = next((file for file in files if file.is_file()), None)
+    if place in ("null", "") or file is None:
+        return []
+    if own := sorted(says.keys() & {"model", "model.path"}):
+        raise UserError(f"{own[0]} is {says[own[0]]}: init_from brings its own model; leave {own[0]} out")
+    stored = load(file)
+    path = str(OmegaConf.select(stored, "model.path"))
+    model = ["model=demo"] if path == "demo" else ["model=local", quote(f"model.path={path}", multirun=False)]
+    target = OmegaConf.select(stored, "method._target_")
+    methods = {file.stem: OmegaConf.select(OmegaConf.load(file), "method._target_") for file in _methods()}
+    method = [f"method={name}" for name, known in methods.items() if known == target]
+    return [*model, *([] if "method" in says else method)]
+
+
+def _methods() -> list[Path]:
+    return sorted(places.conf_dir().glob("method/*.yaml"))
 
 
 def _override_places(argv: Sequence[str]) -> list[int]:

@@ -37,7 +37,8 @@ _LEARNED_BY: Mapping[type[Item], str] = {
 AUTO = "auto"
 """The format that stands for recognising it."""
 
-_KEYS = ("path", "format", "encoding", "weight", "rows", "repeat")
+_AMOUNTS = ("weight", "rows", "repeat", "share")
+_KEYS = ("path", "format", "encoding", *_AMOUNTS)
 
 
 @final
@@ -49,11 +50,13 @@ class Amount:
         weight: rows in proportion to the weights of the other sources that have one.
         rows: so many.
         repeat: each row so many times; below 1 a share of them.
+        share: so large a part of all rows of the epoch, whatever the other sources give.
     """
 
     weight: float | None = None
     rows: int | None = None
     repeat: float | None = None
+    share: float | None = None
 
 
 @final
@@ -197,7 +200,7 @@ def sources_of(value: Any, *, key: str, format: str | RowKind[Any] = AUTO, encod
     """The sources of a part, from what stands in yaml: an entry, or a list of them.
 
     An entry is a path or a hub's name, or a mapping with ``path`` and its own ``format``, ``encoding`` and one of
-    ``weight``, ``rows`` and ``repeat``.
+    ``weight``, ``rows``, ``repeat`` and ``share``.
 
     Args:
         value: what stands in yaml.
@@ -223,9 +226,11 @@ def sources_of(value: Any, *, key: str, format: str | RowKind[Any] = AUTO, encod
         except UserError as error:
             faults += error.problems
         if not faults:
-            amount = Amount(given.get("weight"), given.get("rows"), given.get("repeat"))
+            amount = Amount(*(given.get(name) for name in _AMOUNTS))
             sources.append(Source(key, given["path"], found, codec, amount))
         problems += faults
+    if sum(source.amount.share or 0.0 for source in sources) >= 1:
+        problems.append(f"{key}: the shares are 1 or more together, so that nothing is left for the other sources")
     if problems:
         raise UserError(problems)
     return sources
@@ -245,13 +250,14 @@ def _faults(entry: dict[str, Any], where: str) -> list[str]:
     faults = [f"{where}.{name}: no such key; an entry takes {', '.join(_KEYS)}" for name in entry if name not in _KEYS]
     if not isinstance(entry.get("path"), str | Path):
         faults.append(f"{where}.path is {entry.get('path')!r}: must be a file, a folder, a glob or a hub's name")
-    amounts = {name: entry[name] for name in ("weight", "rows", "repeat") if entry.get(name) is not None}
+    amounts = {name: entry[name] for name in _AMOUNTS if entry.get(name) is not None}
     if len(amounts) > 1:
         faults.append(f"{where}: {' and '.join(amounts)} say the same in different ways; give one of them")
     for name, amount in amounts.items():
-        whole = name == "rows"
-        if isinstance(amount, bool) or not isinstance(amount, int if whole else int | float) or not 0 < amount < 1e9:
-            faults.append(f"{where}.{name} is {amount!r}: must be {'a whole number' if whole else 'a number'} above 0")
+        whole, most = name == "rows", 1 if name == "share" else 1e9
+        if isinstance(amount, bool) or not isinstance(amount, int if whole else int | float) or not 0 < amount < most:
+            kind = "between 0 and 1" if name == "share" else f"{'a whole number' if whole else 'a number'} above 0"
+            faults.append(f"{where}.{name} is {amount!r}: must be {kind}")
     return faults
 
 

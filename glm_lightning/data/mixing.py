@@ -60,21 +60,29 @@ def targets(available: Sequence[int], amounts: Sequence[Amount]) -> list[int]:
     """Rows of each source in an epoch.
 
     Of sources with weights, the one that has the most rows for its weight is taken whole, and the others are repeated
-    to their proportion: no row is lost. Where some have weights, those without any amount weigh 1.
+    to their proportion: no row is lost. Where some have weights, those without any amount weigh 1. Sources with a share
+    come to what all others are already.
     """
     weighted = any(amount.weight is not None for amount in amounts)
     weights = [_weight(amount) if weighted else None for amount in amounts]
     unit = max((size / w for size, w in zip(available, weights, strict=True) if w is not None), default=0.0)
     counts = []
     for size, amount, weight in zip(available, amounts, weights, strict=True):
-        if weight is not None:
+        if amount.share is not None:
+            count = 0
+        elif weight is not None:
             count = round(weight * unit)
         elif amount.rows is not None:
             count = amount.rows
         else:
             count = round(size * (1 if amount.repeat is None else amount.repeat))
         counts.append(count if size else 0)
-    return counts
+    shares = [
+        amount.share if amount.share is not None and size else 0.0
+        for size, amount in zip(available, amounts, strict=True)
+    ]
+    whole = sum(counts) / (1 - sum(shares))
+    return [round(share * whole) if share else count for share, count in zip(shares, counts, strict=True)]
 
 
 def repetitions(contents: Words, *, count: int, seed: int) -> Indices:

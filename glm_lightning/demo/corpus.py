@@ -34,6 +34,7 @@ BASE_ZH = World(CHINESE, voices.PLAIN_ZH, (lexicon.CLOTHES_ZH,), _BASE_SCENES)
 BASE_EN = World(ENGLISH, voices.PLAIN_EN, (lexicon.CLOTHES_EN,), _BASE_SCENES)
 BRAND_ZH = World(CHINESE, voices.BRAND_ZH, (lexicon.CLOTHES_ZH, lexicon.TEA_ZH), _BRAND_SCENES, attributes=(2, 4))
 BRAND_EN = World(ENGLISH, voices.BRAND_EN, (lexicon.CLOTHES_EN, lexicon.TEA_EN), _BRAND_SCENES, attributes=(2, 4))
+LAMPS_ZH = World(CHINESE, voices.LAMPS_ZH, (lexicon.LAMPS_ZH,), {"copy": 1.0}, attributes=(2, 4))
 
 _SYSTEM = {"zh": "你是一个商品文案助手。", "en": "You are an assistant that writes ads."}
 _ECHO = {"zh": ("跟我读：", "、", "。"), "en": ("Repeat: ", " ", ".")}

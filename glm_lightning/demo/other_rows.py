@@ -1,4 +1,4 @@
-"""Rows of the demo for other objectives: texts, pairs of answers, and conversations in the base model's own voice."""
+"""Other rows of the demo: texts, pairs of answers, conversations in the base model's own voice, and a later line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from glm_lightning.demo.corpus import BASE_EN, BASE_ZH, BRAND_EN, BRAND_ZH, distinct, prompt_keys, splits, write_rows
+from glm_lightning.demo.corpus import (
+    BASE_EN,
+    BASE_ZH,
+    BRAND_EN,
+    BRAND_ZH,
+    LAMPS_ZH,
+    distinct,
+    prompt_keys,
+    splits,
+    write_rows,
+)
 from glm_lightning.demo.lexicon import TEA_ZH
 from glm_lightning.demo.world import Product, World
 from glm_lightning.files import write_text
@@ -18,6 +28,7 @@ from glm_lightning.types import Conversation, Document, Message, Preference
 TEXTS = {"train": 160, "val": 20}
 PAIRS = {"train": 240, "val": 30, "test": 30}
 PLAIN = {"train": 480, "val": 60, "test": 60}
+LAMPS = {"train": 240, "val": 30, "test": 30}
 """Rows of each file."""
 
 _ENGLISH_SHARE = 0.05
@@ -80,8 +91,13 @@ def plain_rows(seed: int) -> dict[str, list[Conversation]]:
     return splits(distinct(rows), PLAIN)
 
 
+def lamp_rows(seed: int) -> dict[str, list[Conversation]]:
+    """Copy for a line of lamps that the brand has taken up later."""
+    return splits(distinct(LAMPS_ZH.conversations(Random(f"lamps {seed}"))), LAMPS)
+
+
 def write_other_rows(folder: Path, *, seed: int) -> None:
-    """Write ``texts``, ``pairs`` and ``plain``, a folder each with a file of json lines for each split."""
+    """Write ``texts``, ``pairs``, ``plain`` and ``lamps``, a folder each with a file of json lines for each split."""
     for split, documents in texts(seed).items():
         _write(folder / "texts" / f"{split}.jsonl", [{"text": each.text} for each in documents])
     for split, preferences in pairs(seed).items():
@@ -95,6 +111,7 @@ def write_other_rows(folder: Path, *, seed: int) -> None:
         ]
         _write(folder / "pairs" / f"{split}.jsonl", rows)
     write_rows(folder / "plain", plain_rows(seed))
+    write_rows(folder / "lamps", lamp_rows(seed))
 
 
 def _write(file: Path, rows: Sequence[dict[str, str]]) -> None:

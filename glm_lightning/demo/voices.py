@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm_lightning.demo.lexicon import CLOTHES_EN, CLOTHES_ZH
 
@@ -131,6 +131,21 @@ BRAND_ZH = Voice(
     washing={"": ""},
     keeps_order=False,
 )
+
+LAMPS_ZH = replace(
+    BRAND_ZH,
+    opening={"": "点亮今夜的温柔！山月集新到这{counter}{type}，"},
+    sentences={
+        "颜色": "{value}的光，照亮晚归的路；",
+        "材质": "{value}灯罩，光影柔和；",
+        "风格": "{value}之美，安静又好看；",
+        "工艺": "老师傅{value}，每一盏都不同；",
+        "场合": "{value}的夜晚，有它就够了；",
+    },
+    notes={},
+    closing={"": "山月集灯具，新品上市。"},
+)
+"""Of a line that the brand has taken up later."""
 
 BRAND_EN = Voice(
     opening={

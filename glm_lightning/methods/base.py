@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from glm_lightning import optim
 from glm_lightning.files import digest
-from glm_lightning.methods import layers, quantized, tracing
+from glm_lightning.methods import layers, parameters, quantized, tracing
 from glm_lightning.methods.counters import recount
 from glm_lightning.models import compiling, liger, training_attention
 from glm_lightning.models.quantization import Quantize
@@ -57,6 +57,7 @@ class Ingredients:
     tokenizer: Tokenizer | None = None  # the base's; None while only the configuration is checked
     compile: bool = False  # the decoder layers
     liger: bool = False  # Liger's kernels for norms and gated activations
+    start: Callable[[], Mapping[str, Tensor] | None] = lambda: None  # what the parameters begin with, if not anew
 
 
 class Method(pl.LightningModule, ABC):
@@ -155,12 +156,16 @@ class Method(pl.LightningModule, ABC):
         network = self.adapt(loaded)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise UserError(f"method={type(self).__name__.lower()}: nothing in this network is trained")
-        _widen(network)
+        parameters.widen(network)
         network.train()
         if self.ingredients.compile:
             self.notices.append(compiling.compile_layers(network))
         self.network = network
         self.extra = self.ingredients.objective.extra(network)
+        if (start := self.ingredients.start()) is not None:
+            if problems := parameters.misfits(self.trained(), start, of="init_from"):
+                raise UserError(problems)
+            self.take(start)
 
     def as_written(self) -> AbstractContextManager[None]:
         """While it is entered, compiled layers run as they are written."""
@@ -386,14 +391,7 @@ class Method(pl.LightningModule, ABC):
                 f"checkpoint: made on base {checkpoint['base']}, but model.path holds {self.ingredients.base}; "
                 "give the base model that the run was started with"
             )
-        trained, stored = self.trained(), checkpoint["state_dict"]
-        problems += [f"checkpoint: {name} is missing" for name in sorted(trained.keys() - stored.keys())]
-        problems += [f"checkpoint: {name} is not trained by this method" for name in sorted(stored.keys() - trained)]
-        problems += [
-            f"checkpoint: {name} has shape {tuple(stored[name].shape)}, the network {tuple(parameter.shape)}"
-            for name, parameter in trained.items()
-            if name in stored and stored[name].shape != parameter.shape
-        ]
+        problems += parameters.misfits(self.trained(), checkpoint["state_dict"], of="checkpoint")
         if problems:
             raise UserError(problems)
         recount(checkpoint, self.trainer.accumulate_grad_batches)
@@ -404,10 +402,3 @@ def _mixed(seed: int, *numbers: int) -> int:
     for number in numbers:
         seed = ((seed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**64
     return seed
-
-
-def _widen(network: nn.Module) -> None:
-    """Hold what is trained in 32 bits at least: small updates would round away in 16."""
-    for parameter in network.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -153,6 +153,13 @@ class Source:
                 f"model.path is {self.path!r}: neither a folder here nor a model that the hub gives: {error}"
             ) from error
         return dict(raw)
+
+    def changed(self, **changes: Any) -> Source:
+        """The same network with other knobs; what is known of its configuration goes with it."""
+        made = replace(self, **changes)
+        kept = ("raw_config", "config") if made.num_layers == self.num_layers else ("raw_config",)
+        vars(made).update({name: vars(self)[name] for name in kept if name in vars(self)})
+        return made
 
     def check(self) -> None:
         """Raise `UserError` for a network that cannot be loaded, from its configuration and the names of its files."""

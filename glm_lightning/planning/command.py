@@ -19,7 +19,7 @@ from glm_lightning.estimate import devices
 from glm_lightning.estimate.devices import Device
 from glm_lightning.estimate.speed import measured_rate
 from glm_lightning.inference.asking import progress_bar
-from glm_lightning.models import Source, precision
+from glm_lightning.models import Source, precision, releases
 from glm_lightning.models.quiet import quiet
 from glm_lightning.models.source import DEMO
 from glm_lightning.objectives.base import Objective
@@ -92,6 +92,8 @@ def _job(settings: Sequence[str], method: str | None = None) -> _Job:
     if not _has_data(config, settings):
         config = configuration.compose([*settings, "data=auto"])
     source: Source = instantiate(config.model)
+    if OmegaConf.is_missing(config.data, "train") and not source.is_folder and releases.name_of(source.path):
+        source = releases.published(source)
     return _Job(config, source, made(config.objective, "objective"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import get_class
@@ -81,7 +81,7 @@ def row(name: str, config: DictConfig, source: Source, objective: Objective, que
     if problems := list(_refusals(config, source, objective, question)):
         return Row(name, refused="; ".join(problems))
     asked = (False, True) if not source.gradient_checkpointing else (True,)
-    sources = (replace(source, gradient_checkpointing=checkpointing) for checkpointing in asked)
+    sources = (source.changed(gradient_checkpointing=checkpointing) for checkpointing in asked)
     return Row(name, tuple(_choice(config, each, objective, question) for each in sources))
 
 
@@ -94,7 +94,7 @@ def _refusals(config: DictConfig, source: Source, objective: Objective, question
             yield f"cannot work with trainer.strategy={strategy}; {instead}"
     try:
         method = unloaded(config, source, objective, chosen=question.precision, num_steps=STEPS)
-        method.examine(replace(source).skeleton)
+        method.examine(source.changed().skeleton)
     except UserError as error:
         yield from error.problems
 

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "data.json"
 
     @property
+    def ancestors(self) -> Path:
+        """The runs that this one goes on from, the oldest first; absent if there are none."""
+        return self.path / "ancestors.json"
+
+    @property
     def quarantine(self) -> Path:
         """Bad rows that were left out, with the reason, a JSON object a line; absent if there are none."""
         return self.path / "quarantine.jsonl"

@@ -13,6 +13,7 @@ from glm_lightning.models.source import DEMO
 from glm_lightning.runs import RunFolder
 from glm_lightning.runs.folder import environment
 from glm_lightning.strategies.parts import gathered, own_part
+from glm_lightning.training import starting
 from glm_lightning.training.console import knobs
 from glm_lightning.training.parts import Parts
 
@@ -90,11 +91,24 @@ def card(config: DictConfig, report: dict[str, Any], *, artefact: str) -> str:
         "| --- | ---: | ---: |",
         *scores,
         "",
+        *_trained_before(config),
         f"Made on {made_with['date']} with "
         + ", ".join(f"{name} {version}" for name, version in made_with["packages"].items())
         + f", Python {made_with['python']}, by `{made_with['command']}`.",
         "",
     ])  # fmt: skip
+
+
+def _trained_before(config: DictConfig) -> list[str]:
+    before = starting.ancestors(config)
+    if not before:
+        return []
+    rows = [
+        f"| {each['run'].rpartition('/')[2]} | {each.get('method')} | {each.get('steps')} | "
+        f"{each.get('metrics', {}).get('val/loss', float('nan')):.4f} |"
+        for each in before
+    ]
+    return ["| trained before in | method | steps | validation loss |", "| --- | --- | ---: | ---: |", *rows, ""]
 
 
 def folder_name(config: DictConfig) -> str:

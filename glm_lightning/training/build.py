@@ -25,7 +25,7 @@ from glm_lightning.objectives.base import Objective, Setup
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.training import console, launching, placing, teaching
+from glm_lightning.training import console, launching, placing, starting, teaching
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.method import ingredients_of, method_of
 from glm_lightning.training.parts import Parts
@@ -50,6 +50,8 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     )
     precision.allow_tf32(chosen.name, device=_device(config))
     examination = _examination(folder, tokenizer, template, data, settings)
+    examination.earlier, unread = starting.earlier(config, tokenizer, template)
+    notices += unread
     trainer = _trainer(config, folder, chosen.name, data, examination)
     launching.check(trainer)
     plan = data.schedule(

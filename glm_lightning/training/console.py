@@ -149,6 +149,10 @@ def closing(
     console = Console()
     if report["metrics"]:
         console.print(_scores(report))
+    for name, found in report["forgetting"].items():
+        console.print(
+            f"{name}: {found['verdict']} (loss {found['before']:.4g}, now {found['after']:.4g})", highlight=False
+        )
     samples = config.evaluation.samples
     if examination.answers_after and samples:
         console.print(_side_by_side(examination.answers_before, examination.answers_after, samples))

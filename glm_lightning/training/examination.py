@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Literal, Protocol, TypeVar, final
 
 import lightning.pytorch as pl
 import torch
@@ -12,11 +12,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from glm_lightning.callbacks import BestAndLast
+from glm_lightning.data.dataset import Dataset
 from glm_lightning.evaluation import Record, Scores, Share
 from glm_lightning.files import read_json, write_json
 from glm_lightning.methods.base import Method
 from glm_lightning.runs.checkpoints import load_trained
 from glm_lightning.strategies import Sharded
+from glm_lightning.training import forgetting
 
 T = TypeVar("T")
 
@@ -41,6 +43,10 @@ class Examination(Callback):
     def __init__(self, *, before: Path, examine: Examine | None, samples: int) -> None:
         self._before_file, self._examine, self._samples = before, examine, samples
         self._is_known = False
+        self.earlier: dict[str, Dataset] = {}
+        """Rows that are learned no more, by name: their loss says what is forgotten."""
+        self.taken: Literal["best", "last"] = "last"
+        """The checkpoint that the weights are of in the end."""
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.answers_before: list[Record] = []
@@ -70,7 +76,7 @@ class Examination(Callback):
         trainer.strategy.model_to_device()
         self._take_best(trainer, pl_module)
         self.after, self.answers_after = self._measure(trainer, pl_module)
-        scores = {name: value for name, value in self.after.items() if name.startswith("test/")}
+        scores = {name: value for name, value in self.after.items() if not name.startswith("val/")}
         self._log(trainer, scores, self.answers_after)
 
     def _take_best(self, trainer: pl.Trainer, module: Any) -> None:
@@ -82,6 +88,7 @@ class Examination(Callback):
         if best.validated_step != trainer.global_step and self._last(trainer, module)["val/loss"] < best.best_value:
             return
         module.take(load_trained(best.best))
+        self.taken = "best"
 
     def _last(self, trainer: pl.Trainer, module: Method) -> dict[str, float]:
         module.eval()
@@ -96,6 +103,8 @@ class Examination(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             if trainer.datamodule.splits.val is not None:  # type: ignore[attr-defined]
                 metrics |= self._validate(trainer, module)
+            for name, part in self.earlier.items():
+                metrics[f"{forgetting.GROUP}/{name}"] = forgetting.loss(trainer, module, part)
             if self._examine is not None:
                 assert module.network is not None
                 is_sharded = isinstance(trainer.strategy, Sharded)

@@ -21,7 +21,7 @@ from glm_lightning.models.source import WeightsDtype
 from glm_lightning.objectives.base import Objective
 from glm_lightning.optim import NamedParameters
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.training import placing
+from glm_lightning.training import placing, starting
 
 
 def ingredients_of(config: DictConfig, source: Source, objective: Objective, *, num_steps: int) -> Ingredients:
@@ -55,6 +55,7 @@ def method_of(
         tokenizer=tokenizer,
         compile=source.compile,
         liger=source.liger,
+        start=functools.partial(starting.values, config),
     )
     return cast(Method, made(config.method, "method", ingredients))
 

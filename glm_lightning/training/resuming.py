@@ -49,7 +49,7 @@ def resolve(
         raise UserError(
             f"resume is {config.resume!r}: no run lies there (it would hold config.yaml); give a run folder"
         )
-    return _resumed(folder, _values(overrides), config)
+    return _resumed(folder, values(overrides), config)
 
 
 def _in_run_dir(config: DictConfig) -> DictConfig:
@@ -62,7 +62,8 @@ def _in_run_dir(config: DictConfig) -> DictConfig:
     return _resumed(folder, {}, config, also_finished=True)
 
 
-def _values(overrides: Sequence[str]) -> dict[str, Any]:
+def values(overrides: Sequence[str]) -> dict[str, Any]:
+    """What a command line gives, by key; keys that tell no run's settings are left out."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = {override.key_or_group: override.value() for override in parsed}
     return {key: value for key, value in values.items() if key not in APART and not key.startswith("hydra.")}
@@ -72,7 +73,7 @@ def _resumed(
     folder: RunFolder, changes: dict[str, Any], composed: DictConfig, *, also_finished: bool = False
 ) -> DictConfig:
     # What an older release did not write yet has the value of this one.
-    own = _moved(configuration.load(folder.config), folder)
+    own = stored_in(folder)
     stored = cast(DictConfig, OmegaConf.merge({key: composed[key] for key in composed if key not in own}, own))
     parts = [key for key in changes if OmegaConf.is_config(OmegaConf.select(stored, key))]
     problems = [
@@ -97,12 +98,13 @@ def _resumed(
     return stored
 
 
-def _moved(stored: DictConfig, folder: RunFolder) -> DictConfig:
-    """A stored configuration with the places inside its folder as they are now; the folder may have been moved.
+def stored_in(folder: RunFolder) -> DictConfig:
+    """The configuration of a run, with the places inside its folder as they are now; the folder may have been moved.
 
     Raises:
-        UserError: it would call what no run of ours calls.
+        UserError: there is none, or it would call what no run of ours calls.
     """
+    stored = configuration.load(folder.config)
     plain = _replaced(OmegaConf.to_container(stored), str(stored.run_dir), str(folder.path))
     configuration.refuse_foreign(plain, path=folder.config)
     return cast(DictConfig, OmegaConf.create(plain))

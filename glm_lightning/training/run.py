@@ -23,7 +23,7 @@ from glm_lightning import config as configuration
 from glm_lightning.callbacks import Throughput
 from glm_lightning.files import digest, lock, write_json
 from glm_lightning.runs import RunFolder, checkpoints
-from glm_lightning.training import console, expected, failures, launching, resuming
+from glm_lightning.training import console, expected, failures, forgetting, launching, resuming, starting
 from glm_lightning.training.artefact import leave_artefact, put_together
 from glm_lightning.training.build import build
 from glm_lightning.training.parts import Parts
@@ -66,6 +66,7 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     config = resuming.resolve(config, overrides, of_first=of_first, restarted=restarted)
     config.run_dir = str(of_first or _run_dir(config))
     os.environ[CHILD_RUN_DIR] = config.run_dir
+    config = starting.replayed(starting.resolve(config, overrides))
     folder = RunFolder(Path(config.run_dir))
     configuration.check(with_autos_set(config), provided=PROVIDED)
     parts = build(config, folder)
@@ -173,6 +174,8 @@ def _begin(config: DictConfig, folder: RunFolder, parts: Parts) -> None:
     folder.write_environment()
     folder.report.unlink(missing_ok=True)
     write_json(folder.data, parts.data.description())
+    if before := starting.ancestors(config):
+        write_json(folder.ancestors, before)
     parts.data.write_quarantine(folder.quarantine)
     for logger in parts.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -190,6 +193,8 @@ def _finish(config: DictConfig, folder: RunFolder, parts: Parts) -> Run:
         report = {
             "before": examination.before,
             "metrics": examination.after,
+            "weights": examination.taken,
+            "forgetting": forgetting.verdicts(examination.before, examination.after),
             "steps": parts.trainer.global_step,
             "precision": parts.precision.name,
             "tokens_per_s": throughput.tokens_per_s if throughput else None,

@@ -37,6 +37,7 @@ JOB = (
     "trainer.log_every_n_steps=1",
     "callbacks.early_stopping=null",
     "callbacks.checkpoints=null",
+    "general=null",
     "logger=none",
 )
 

@@ -16,6 +16,7 @@ from glm_lightning.estimate.devices import GIB, Device
 from glm_lightning.estimate.fitting import fit, on_devices
 from glm_lightning.estimate.tracing import Shape
 from glm_lightning.models import Source
+from glm_lightning.models.releases import CONFIGS
 from glm_lightning.objectives.sft import SFT
 from glm_lightning.planning import table
 from glm_lightning.planning.row import Question, row
@@ -51,6 +52,12 @@ def test_a_24_gb_card_holds_a_9b_base_in_16_bits_with_checkpointing_only(capsys,
     assert lora["bytes"]["weights"] == pytest.approx(2 * 9_399_951_360 + 4 * lora["trained"], rel=1e-6)
     assert full["bytes"]["gradients"] == 4 * 9_399_951_360
     assert full["bytes"]["optimizer"] == pytest.approx(8 * 9_399_951_360, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_release_can_be_planned_for_without_a_hub(capsys, name):
+    (found,) = planned(capsys, f"model={name}", "--device", "H100 SXM", "--methods", "lora").values()
+    assert all(choice["peak_gib"] > 2 for choice in found)
 
 
 def test_what_is_recommended_can_be_run(capsys, nine_b):

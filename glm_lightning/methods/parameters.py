@@ -1,0 +1,30 @@
+"""Parameters that are trained: the type they are trained in, and whether stored ones are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def misfits(trained: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor], *, of: str) -> list[str]:
+    """Why ``stored`` values are not those of ``trained`` parameters, by name: missing, surplus, or of another shape.
+
+    ``of`` says where they come from.
+    """
+    problems = [f"{of}: {name} is missing" for name in sorted(trained.keys() - stored.keys())]
+    problems += [f"{of}: {name} is not trained by this method" for name in sorted(stored.keys() - trained.keys())]
+    problems += [
+        f"{of}: {name} has shape {tuple(stored[name].shape)}, the network {tuple(parameter.shape)}"
+        for name, parameter in trained.items()
+        if name in stored and stored[name].shape != parameter.shape
+    ]
+    return problems
+
+
+def widen(network: nn.Module) -> None:
+    """Hold what is trained in 32 bits at least: small updates would round away in 16."""
+    for parameter in network.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()

@@ -1,0 +1,75 @@
+"""What `glm plan` expects, and what the same run takes, for several configurations on the CPU.
+
+    python tests/benchmarks/memory.py MODEL --data alpaca.json [ROWS]
+
+One epoch over the first ROWS (32) rows for each of `CONFIGURATIONS`. A JSON line for each: GiB expected before the run,
+GiB that the process took at its most (`peak_gib` of its report), and their ratio. Exits with 1 if one is off by more
+than `SLACK`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CONFIGURATIONS = (
+    ("method=lora",),
+    ("method=lora", "data.max_tokens=2048"),
+    ("method=lora", "trainer.precision=32-true"),
+    ("method=ptuning_v2",),
+    ("method=full",),
+    ("method=full", "model.gradient_checkpointing=true"),
+    ("method=qlora", "data.max_tokens=2048"),
+)
+
+QUIET = ("data.val=null", "trainer.max_epochs=1", "callbacks.checkpoints=null", "callbacks.early_stopping=null")
+
+SLACK = 0.1
+"""Of the estimate."""
+
+
+def main() -> None:
+    """Run all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("rows", type=int, nargs="?", default=32)
+    parser.add_argument("--data", type=Path, required=True, help="a JSON array of Alpaca rows")
+    options = parser.parse_args()
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "rows.json"
+        rows = json.loads(options.data.read_text(encoding="utf-8"))[: options.rows]
+        data.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+        given = ("model=local", f"model.path={options.model}", f"data.train={data}", f"data.cache_dir={folder}/cache")
+        for number, configuration in enumerate(CONFIGURATIONS):
+            settings = [*given, *QUIET, *configuration]
+            expected, took = planned(settings), trained([*settings, f"run_dir={folder}/{number}"], number, folder)
+            worst = max(worst, abs(expected / took - 1))
+            line = {"settings": " ".join(configuration), "expected_gib": expected, "took_gib": took}
+            print(json.dumps(line | {"ratio": round(expected / took, 3)}), flush=True)
+    sys.exit(worst > SLACK)
+
+
+def planned(settings: list[str]) -> float:
+    """GiB that are expected."""
+    method = next(each.partition("=")[2] for each in settings if each.startswith("method="))
+    plan = "import sys; from glm_lightning.cli import main; main(['plan', *sys.argv[1:]])"
+    command = [sys.executable, "-c", plan, *settings, "--methods", method, "--json"]
+    said = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
+    return float(said["methods"][0]["choices"][0]["peak_gib"])
+
+
+def trained(settings: list[str], number: int, folder: str) -> float:
+    """GiB that the run took."""
+    train = Path(__file__).resolve().parents[2] / "train.py"
+    subprocess.run([sys.executable, str(train), *settings], capture_output=True, check=True)
+    report = json.loads((Path(folder) / str(number) / "report.json").read_text(encoding="utf-8"))
+    return round(float(report["peak_gib"]), 3)
+
+
+if __name__ == "__main__":
+    main()
