@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ _SAMPLED_BLOCKS = 256
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 so that ``path`` holds either the old text or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(text)
         stream.flush()
@@ -44,14 +42,13 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends without an exception.
 
     A folder that is already there is replaced; after a crash either the old or the new one is there, or the old one
-    set aside, which `recover` puts back; never a half-written one. What a crash has left is swept away by the next.
+    set aside, which `recover` puts back; never a half-written one.
 
     Raises:
         FileExistsError: it is there, too, in the end, and ``replace`` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
-    _sweep(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -69,29 +66,6 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _part(path: Path) -> Path:
-    """Where this process writes what will be ``path``."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
-
-
-def _sweep(path: Path) -> None:
-    """Remove what processes of this machine that are gone have left of ``path``."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}.*.part"):
-        number = left.name.split(".")[-2]
-        if left.is_dir() and number.isdecimal() and not _is_alive(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def recover(path: Path) -> None:

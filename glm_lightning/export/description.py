@@ -109,9 +109,6 @@ def told(merging: Merging, measured: Measured | None) -> str:
         f": the largest difference of a logit is {measured.difference:.2e}, and the most likely token is the same at "
         f"{measured.agreeing} of {measured.tokens} positions of {measured.prompts} prompts"
     )
-    held = wanted.dtype if wanted.dtype != "auto" else str(merging.source.stored_dtype).removeprefix("torch.")
-    if merging.is_adapted and held in ("bfloat16", "float16"):
-        text += f"; each merged weight is rounded to {held}"
     if measured.from_quantized is not None:
         text += (
             "; the adapter was learned on a quantised base and is merged into the full-precision one, which changes "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -52,7 +51,7 @@ def export_adapter(source: str | Path, out: Path) -> Exported:
     if found.adapter is None:
         raise UserError(f"{source}: holds a whole model and no adapter; export it without --adapter")
     _, template = words(found.base, found.files)
-    with _written_whole(out) as part:
+    with atomic_folder(out, replace=False) as part:
         shutil.copytree(found.adapter, part, dirs_exist_ok=True)
         description.write_chat_template(template, part)
     return Exported(out, "the adapter as it was trained")
@@ -95,7 +94,7 @@ def export_model(
     tokenizer, template = words(found.base, found.files)
     merging = Merging(found.base, found.adapter, wanted, origin=origin)
     check_room(out, needed=merging.num_bytes)
-    with _written_whole(out) as part, Bar("exporting", total=len(merging.weights.parts)) as bar:
+    with atomic_folder(out, replace=False) as part, Bar("exporting", total=len(merging.weights.parts)) as bar:
         measured = merging.write(part, _probe(found, tokenizer, template), progress=bar.show)
         notice = description.told(merging, measured)
         description.write_config(merging, part)
@@ -169,13 +168,3 @@ def _tested(found: Found, count: int = 2) -> list[str]:
 def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out}: exists already; an export never overwrites, give another folder")
-
-
-@contextlib.contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out``, unless another export was faster."""
-    try:
-        with atomic_folder(out, replace=False) as part:
-            yield part
-    except FileExistsError as error:
-        raise UserError(f"{error}; give another folder") from None
