@@ -6,9 +6,9 @@
     python tests/benchmarks/serving.py demo 64 --soak 120            # two minutes of correctness and memory
 
 Every line has a server of its own, on a free port of this machine. Each client asks its prompts one after the other,
-greedily, and reads the stream; all is asked once before it counts, as the first sight of a shape costs seconds on a CPU.
-`tokens` are those of the texts that came, counted by the model's tokenizer for every tool alike; `first_token_s` is from
-the request to the first text. Clients and server share the machine. The peer is a command, found as a shell finds it.
+greedily, and reads the stream; all is asked once before it counts, as the first sight of a shape costs seconds on a
+CPU. `tokens` are those of the texts that came, counted by the model's tokenizer for every tool alike; `first_token_s`
+is from the request to the first text. Clients and server share the machine. The peer is a command, as a shell finds it.
 
 `--soak` asks each prompt alone first. Then all clients ask for the given time whatever comes first, some leaving in the
 middle; an answer that is another than it was alone, an error, or memory whose last third is above `SLACK` of its second
@@ -33,6 +33,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -49,8 +50,8 @@ PROMPTS = [
     "请介绍一下你自己。",
     "Give me a recipe for a simple tomato soup. List what is needed first, then the steps one by one.",
     "类型#裙*材质#棉*风格#简约*颜色#蓝色",
-    "Summarise in one sentence: The quick brown fox jumps over the lazy dog, and the dog, who is far too tired to care, "
-    "goes on sleeping in the sun until the evening.",
+    "Summarise in one sentence: The quick brown fox jumps over the lazy dog, and the dog, who is far too tired to "
+    "care, goes on sleeping in the sun until the evening.",
 ]
 
 
@@ -67,8 +68,8 @@ class Server:
 
     def peak(self) -> float:
         """The most that was ever resident, in GB."""
-        with open(f"/proc/{self.process.pid}/status", encoding="utf-8") as status:
-            return next(int(line.split()[1]) * 1024 / 1e9 for line in status if line.startswith("VmHWM:"))
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e9 for line in status if line.startswith("VmHWM:"))
 
 
 @contextlib.contextmanager
@@ -240,7 +241,7 @@ def main() -> None:
     serve = ["serve", options.model, "--device", "cpu", "--dtype", options.dtype]
     own = [sys.executable, "-c", "from glm_lightning.cli import main; main()", *serve]
     if options.soak:
-        sys.exit(not all([soak(own, options, clients=clients) for clients in options.clients]))
+        sys.exit(not all(soak(own, options, clients=clients) for clients in options.clients))
     tools = {"glm serve": own}
     if options.peer:
         if shutil.which(options.peer) is None:
