@@ -32,7 +32,7 @@ CHOICES = [["a fox", "an assistant"], ["棉", "简约"], ["jumps", "sits"], ["�
 @pytest.fixture
 def exported(train: Callable[..., RunFolder], tmp_path: Path) -> Path:
     """A LoRA run as a folder for others."""
-    run = train("run", "trainer.max_steps=3", "trainer.precision=32-true", "optimizer.lr=5e-2")
+    run = train("run", "trainer.max_steps=1", "trainer.precision=32-true")
     folder = tmp_path / "exported"
     assert cli.main(["export", str(run.path), str(folder)]) == 0
     return folder
@@ -98,6 +98,7 @@ def test_answers_through_the_folders_own_chat_template(exported: Path, tmp_path:
     tasks = tmp_path / "tasks"
     glm = glm_lightning.load(exported, dtype="float32")
     answers = [glm.generate([{"role": "user", "content": question}], max_new_tokens=12) for question in QUESTIONS]
+    assert all(answer.strip() for answer in answers)
     rows = [{"question": question, "answer": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
     rows[0]["answer"] = "something else"
     metric = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
