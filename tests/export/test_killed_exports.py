@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import time
 from pathlib import Path
 
 import pytest
+from forked import PROCESSES
 
 from glm_lightning.export import description, export_adapter, export_model
 from glm_lightning.files import atomic_folder
 from glm_lightning.runs import RunFolder
 from glm_lightning.types import UserError
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["glm_lightning.export"])
 KILLS = 8
 
 
