@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -42,30 +43,65 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends without an exception.
 
     A folder that is already there is replaced; after a crash either the old or the new one is there, or the old one
-    set aside, which `recover` puts back; never a half-written one.
+    set aside, which `recover` puts back; never a half-written one. What a crash left of the new one is removed by the
+    next that writes ``path``.
 
     Raises:
-        FileExistsError: it is there, too, in the end, and ``replace`` is false.
+        FileExistsError: ``replace`` is false, and it is there in the end, or another process is writing it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+    name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.part")
+    others = [part for part in path.parent.iterdir() if name.fullmatch(part.name) and not _removed(part)]
+    if others and not replace:
+        raise FileExistsError(f"{path}: another process is writing it, into {others[0].name}")
+    with _held_folder(path) as part:
         yield part
         for file in part.rglob("*"):
             _fsync(file)
-        if path.exists():
-            if not replace:
-                raise FileExistsError(f"{path}: has come to exist meanwhile; it is left as it is")
+        if replace and path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-        part.rename(path)
+        try:
+            part.rename(path)
+        except OSError as error:
+            if not path.exists():
+                raise
+            raise FileExistsError(f"{path}: has come to exist meanwhile; it is left as it is") from error
         _fsync(path.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, locked by this process, which is gone in the end unless it was renamed."""
+    import fcntl
+
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f"{new.name}.part")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    with _opened(new) as handle:
+        with contextlib.suppress(OSError):  # a disk without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        new.rename(part)  # locked already whenever it is seen under this name
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _removed(part: Path) -> bool:
+    """Remove what a dead process left of a folder; whether that was so. The system frees the locks of the dead."""
+    import fcntl
+
+    try:
+        with _opened(part) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError:
+        return not part.exists()
+    return True
 
 
 def recover(path: Path) -> None:
@@ -76,9 +112,16 @@ def recover(path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
+    with _opened(path) as handle:
+        os.fsync(handle)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        yield handle
     finally:
         os.close(handle)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tiny_runs import ROOT
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -24,6 +25,9 @@ from glm_lightning.tokenizers import Tokenizer
 # Tests run side by side, a process a core, and so do the ranks and runs that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# Nothing is asked of a hub, here and in processes that tests start: without a network each question costs 10 seconds.
+os.environ["HF_HUB_OFFLINE"] = "1"
+constants.HF_HUB_OFFLINE = True
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. Who are you? I am an assistant. user assistant system\n",

@@ -92,7 +92,7 @@ def write_card(merging: Merging, folder: Path, *, trained: Path, told: str) -> N
     write_text(folder / "README.md", f"{text}\nWritten by `glm export`: {told}.\n{use}")
 
 
-def told(merging: Merging, measured: Measured | None) -> str:
+def told(merging: Merging, measured: Measured) -> str:
     """What was done to the weights and what it changed, in a sentence."""
     wanted = merging.wanted
     done = ["merged" if merging.is_adapted else "the model as it is"]
@@ -102,16 +102,22 @@ def told(merging: Merging, measured: Measured | None) -> str:
         done.append(f"in {wanted.dtype}")
     if wanted.quantize is not None:
         done.append(f"linear layers held in {wanted.quantize}")
-    text = ", ".join(done)
-    if measured is None:
-        return text
-    text += (
-        f": the largest difference of a logit is {measured.difference:.2e}, and the most likely token is the same at "
-        f"{measured.agreeing} of {measured.tokens} positions of {measured.prompts} prompts"
+    text = (
+        f"{', '.join(done)}: the largest difference of a logit is {measured.difference:.2e}, and the most likely token "
+        f"is the same at {measured.agreeing} of {measured.tokens} positions of {measured.prompts} prompts"
     )
+    if measured.unrounded < measured.difference / 2:
+        text += f"; that comes from {_rounding(merging)}: before, the difference is {measured.unrounded:.2e}"
     if measured.from_quantized is not None:
         text += (
             "; the adapter was learned on a quantised base and is merged into the full-precision one, which changes "
             f"the logits by up to {measured.from_quantized:.2e}"
         )
     return text
+
+
+def _rounding(merging: Merging) -> str:
+    """What happens to the weights last."""
+    if merging.wanted.quantize is not None:
+        return f"holding the linear layers in {merging.wanted.quantize}"
+    return f"rounding the weights to {str(merging.dtype).removeprefix('torch.')}"

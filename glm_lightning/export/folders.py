@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def export_adapter(source: str | Path, out: Path) -> Exported:
     if found.adapter is None:
         raise UserError(f"{source}: holds a whole model and no adapter; export it without --adapter")
     _, template = words(found.base, found.files)
-    with atomic_folder(out, replace=False) as part:
+    with _new_folder(out) as part:
         shutil.copytree(found.adapter, part, dirs_exist_ok=True)
         description.write_chat_template(template, part)
     return Exported(out, "the adapter as it was trained")
@@ -94,7 +95,7 @@ def export_model(
     tokenizer, template = words(found.base, found.files)
     merging = Merging(found.base, found.adapter, wanted, origin=origin)
     check_room(out, needed=merging.num_bytes)
-    with atomic_folder(out, replace=False) as part, Bar("exporting", total=len(merging.weights.parts)) as bar:
+    with _new_folder(out) as part, Bar("exporting", total=len(merging.weights.parts)) as bar:
         measured = merging.write(part, _probe(found, tokenizer, template), progress=bar.show)
         notice = description.told(merging, measured)
         description.write_config(merging, part)
@@ -163,6 +164,16 @@ def _tested(found: Found, count: int = 2) -> list[str]:
     with answers.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
     return [row["prompt"] for row in rows if isinstance(row.get("prompt"), str)]
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes ``out``, unless another export does so meanwhile: that one's is left as it is."""
+    try:
+        with atomic_folder(out, replace=False) as part:
+            yield part
+    except FileExistsError as error:
+        raise UserError(f"{error}; give another folder") from error
 
 
 def _refuse_existing(out: Path) -> None:

@@ -48,11 +48,13 @@ class Wanted:
 class Measured:
     """Logits of the written network beside those of the one that was trained, after the same prompts.
 
-    ``difference`` is the largest absolute one; ``agreeing`` of ``tokens`` positions have the same most likely token.
-    ``from_quantized`` is the largest difference from the network as it was trained, where its base was quantised then.
+    ``difference`` is the largest absolute one, ``unrounded`` that before the weights are rounded to the type that they
+    are written in; ``agreeing`` of ``tokens`` positions have the same most likely token. ``from_quantized`` is the
+    largest difference from the network as it was trained, where its base was quantised then.
     """
 
     difference: float
+    unrounded: float
     agreeing: int
     tokens: int
     prompts: int
@@ -115,7 +117,7 @@ class Merging:
             done += 1
             progress(done)
 
-        num_stages = 2 if self._trained_bits is None else 3
+        num_stages = 3 if self._trained_bits is None else 4
         network = self.streamed.network
         logits = walk(network, self.weights.parts, stages, probe, num_stages=num_stages)
         shards.add(self._rest())
@@ -125,7 +127,7 @@ class Merging:
         return _measured(logits, num_prompts=len(probe.ids))
 
     def _stages(self, part: Part, output: Output) -> Iterator[nn.Module]:
-        """``part`` as it was trained, in few bits if it was trained so, and as it is written."""
+        """``part`` as it was trained, in few bits if it was trained so, merged, and as it is written."""
         stored = self.weights.read(part)
         module = self.streamed.fill(part, stored)
         yield module
@@ -135,6 +137,7 @@ class Merging:
         self.streamed.merge(part)
         if self.wanted.blend != 1:
             self._blend(stored if self._base is None else self._base.read(part))
+        yield self.streamed.network.get_submodule(part.path)
         with output.written(part, {name: tensor.dtype for name, tensor in stored.items()}) as module:
             yield module
         self.streamed.drop(part)
@@ -174,9 +177,10 @@ class Merging:
 
 
 def _measured(logits: list[Tensor], *, num_prompts: int) -> Measured:
-    live, *trained, written = logits
+    live, *trained, merged, written = logits
     return Measured(
         difference=_largest(live, written),
+        unrounded=_largest(live, merged),
         agreeing=int((live.argmax(-1) == written.argmax(-1)).sum()),
         tokens=len(live),
         prompts=num_prompts,

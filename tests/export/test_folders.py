@@ -54,8 +54,9 @@ def test_a_merged_model_needs_nothing_of_ours(train, tmp_path):
 
 def test_a_full_model_is_exported_in_another_type(train, tmp_path):
     run = train("run", "method=full", "trainer.precision=32-true")
-    export_model(str(run.path), tmp_path / "out", dtype="bfloat16")
+    notice = export_model(str(run.path), tmp_path / "out", dtype="bfloat16").notice
     assert gl.load(tmp_path / "out", dtype="auto").model.dtype == torch.bfloat16
+    assert "that comes from rounding the weights to bfloat16: before, the difference is 0.00e+00" in notice
 
 
 def test_a_quantised_run_is_merged_into_full_precision_and_says_what_that_changes(train, tmp_path):

@@ -174,7 +174,7 @@ def test_half_precision_is_rounded_once_and_the_rest_is_untouched(dtype, tmp_pat
     changed = same(written, tensors(base))
     assert changed
     assert all(name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")) for name in changed)
-    assert 1e-6 < measured.difference < 0.2
+    assert measured.unrounded < 1e-5 < measured.difference < 0.2
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])

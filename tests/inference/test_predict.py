@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import ROOT
+from forked import PROCESSES
 
 import glm_lightning
 from glm_lightning.inference import predict
@@ -114,30 +111,30 @@ def test_a_part_of_other_answers_is_not_gone_on_with(predicted: Predict, tmp_pat
         predicted()
 
 
-def test_killed_and_gone_on_with_is_as_never_killed(tmp_path: Path, tiny_glm: Path, rows: Path) -> None:
-    def command(out: str) -> list[str]:
+def test_killed_and_gone_on_with_is_as_never_killed(
+    tmp_path: Path, tiny_glm: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def arguments(out: str) -> list[str]:
         answers = ("--max-new-tokens", "40", "--temperature", "1", "--batch-size", "3", "--dtype", "float32")
-        arguments = ["predict", str(tiny_glm), str(rows), "--out", str(tmp_path / out), *answers]
-        return [sys.executable, "-c", f"from glm_lightning.cli import main; raise SystemExit(main({arguments!r}))"]
+        return [str(tiny_glm), str(rows), "--out", str(tmp_path / out), *answers]
 
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command("killed.jsonl"), env=environment, stderr=subprocess.PIPE)
+    process = PROCESSES.Process(target=predict.main, args=(arguments("killed.jsonl"),))
+    process.start()
     part = tmp_path / "killed.jsonl.part"
     deadline = time.monotonic() + 120
     while not part.exists() or part.read_bytes().count(b"\n") < 3:  # two batches of sixteen
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed.jsonl").exists()
-    kept = part.read_bytes()
-    again = subprocess.run(command("killed.jsonl"), env=environment, capture_output=True, text=True, check=True)
-    whole = subprocess.run(command("whole.jsonl"), env=environment, capture_output=True, text=True, check=True)
-    assert "were there from an earlier call" in again.stderr
-    assert "were there from an earlier call" not in whole.stderr
-    assert kept.count(b"\n") < 17  # it was killed on the way
+    assert part.read_bytes().count(b"\n") < 17  # it was killed on the way
+    predict.main(arguments("killed.jsonl"))
+    assert "were there from an earlier call" in capsys.readouterr().err
+    predict.main(arguments("whole.jsonl"))
+    assert "were there from an earlier call" not in capsys.readouterr().err
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert len((tmp_path / "whole.jsonl").read_bytes().splitlines()) == 48
     assert not part.exists()
