@@ -91,10 +91,12 @@ def teacher_of(objective: Objective, rows: Sequence[str] = ("QUESTIONS.jsonl",))
     return known
 
 
-def equip(objective: Objective, tokenizer: Tokenizer, template: Template, *, rows: Sequence[str]) -> Iterator[str]:
+def equip(
+    objective: Objective, tokenizer: Tokenizer, template: Template, *, student: str, rows: Sequence[str]
+) -> Iterator[str]:
     """Give the objective its teacher, if it wants one; what the user shall be told of it.
 
-    ``rows`` are where the rows to learn are.
+    ``student`` is its base's fingerprint, ``rows`` are where the rows to learn are.
 
     Raises:
         UserError: teacher and student do not have the same tokens.
@@ -111,6 +113,11 @@ def equip(objective: Objective, tokenizer: Tokenizer, template: Template, *, row
         )
     stop_ids = [tokenizer.control_id(name) for name in template.stop_tokens]
     objective.take(known, functools.partial(_written, stop_ids=stop_ids))
+    if known.found.adapter is None and known.found.base.fingerprint == student:
+        yield (
+            "the teacher is the student as it begins, which can teach it nothing but to stay so; name another one in "
+            "objective.teacher, or make the student smaller with model.num_layers"
+        )
     if its_template.name != template.name:
         yield (
             f"the teacher was trained with the template {its_template.name}; it is shown rows as the student is, by "

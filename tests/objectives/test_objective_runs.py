@@ -194,6 +194,13 @@ def test_a_teacher_with_other_tokens_is_refused(overrides, tmp_path, monkeypatch
     glm_lightning.train([*overrides("learned"), *shlex.split(found[2]), "trainer.max_steps=1"])
 
 
+def test_a_teacher_that_is_the_student_is_told(overrides, train):
+    run = train("run", "objective=distill", "trainer.max_steps=1")
+    assert any("the teacher is the student as it begins" in notice for notice in run.read_report()["notices"])
+    run = train("part", "objective=distill", "model.num_layers=1", "trainer.max_steps=1")
+    assert not any("the teacher is" in notice for notice in run.read_report()["notices"])
+
+
 def test_an_endpoint_as_a_live_teacher_is_refused_with_what_works(overrides):
     given = overrides("refused", "objective=distill", "objective.teacher=http://localhost:8000/v1")
     with pytest.raises(UserError, match=r"an endpoint tells what it says.* glm predict http://localhost:8000/v1 "):
