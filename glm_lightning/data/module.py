@@ -20,7 +20,7 @@ from glm_lightning.data import plan as planning
 from glm_lightning.data.dataset import Dataset
 from glm_lightning.data.formats import RowKind
 from glm_lightning.data.gate import Gate, OnBadRow
-from glm_lightning.data.inputs import AUTO
+from glm_lightning.data.inputs import AUTO, sources_of
 from glm_lightning.data.judging import Severity
 from glm_lightning.data.plan import MicroBatch, Plan, evaluation_batches, padded_lengths
 from glm_lightning.data.sources import Kinds, Splits, find, load_splits
@@ -118,6 +118,11 @@ class DataModule(pl.LightningDataModule):
     def check(self) -> None:
         """Raise `UserError` for files that are not there; nothing is read."""
         find(self._parts, **self._reading)
+
+    @property
+    def train_paths(self) -> list[str]:
+        """Where the rows to learn are, as they were named."""
+        return [str(source.path) for source in sources_of(self._parts["train"], key="data.train", **self._reading)]
 
     def load(
         self, tokenizer: Tokenizer, template: Template, *, learned: Kinds = (Conversation,), packs: bool = True

@@ -227,7 +227,7 @@ def with_adapter(found: Found, given: str | Path) -> Found:
     if not (folder / adapters.ABOUT).is_file():
         return found._replace(adapter=folder)
     ours = adapters.about(folder)
-    known = ("template", "quantize", "double_quantize", "name_prefix", "num_layers")
+    known = ("template", "quantize", "double_quantize", "name_prefix", "num_layers", "layers")
     return Found(replace(found.base, **{key: ours[key] for key in known if key in ours}), folder, str(folder))
 
 
@@ -319,5 +319,5 @@ def _resolve_adapter(folder: Path) -> Found:
 
 def _base_in(ours: dict[str, Any]) -> Source:
     """The base that a file of ours names."""
-    known = ("hub", "revision", "template", "quantize", "double_quantize", "name_prefix", "num_layers")
+    known = ("hub", "revision", "template", "quantize", "double_quantize", "name_prefix", "num_layers", "layers")
     return Source(path=ours["base"], **{key: ours[key] for key in known if key in ours})

@@ -1,4 +1,4 @@
-"""OpenAI's messages and tools as a conversation."""
+"""OpenAI's messages and tools as a conversation, and back."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ def conversation(messages: Turns, tools: Definitions | None = None) -> Conversat
     if problems:
         raise UserError(problems)
     return Conversation(turns, tools=tuple(tools or ()))
+
+
+def openai_form(conversation: Conversation) -> dict[str, Any]:
+    """``messages``, and ``tools`` where there are some, as OpenAI writes them; results name the calls they answer."""
+    turns: list[dict[str, Any]] = []
+    unanswered: list[str] = []
+    for message in conversation.messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning is not None:
+            turn["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            unanswered = [f"call_{len(turns)}_{number}" for number in range(len(message.tool_calls))]
+            turn["tool_calls"] = list(map(_openai_call, unanswered, message.tool_calls))
+        if message.role == "tool" and unanswered:
+            turn["tool_call_id"] = unanswered.pop(0)
+        turns.append(turn)
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in conversation.tools]
+    return {"messages": turns} | ({"tools": tools} if tools else {})
+
+
+def _openai_call(name: str, call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return {"id": name, "type": "function", "function": function}
 
 
 def _message(message: Mapping[str, Any], where: str, problems: list[str]) -> Message:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +17,86 @@ from glm_lightning.data.questions import Question, questions
 from glm_lightning.data.reading import Problems as Faults
 from glm_lightning.files import write_text
 from glm_lightning.inference import options as given
-from glm_lightning.inference.asking import ask, key_of, progress_bar, prompts_of
-from glm_lightning.inference.ledger import Ledger, Reply
-from glm_lightning.inference.loading import GLM
-from glm_lightning.inference.prompts import Prompt
-from glm_lightning.types import Message, Problems, UserError
+from glm_lightning.inference import respondents
+from glm_lightning.inference.asking import progress_bar
+from glm_lightning.inference.endpoint import KEY, is_endpoint
+from glm_lightning.inference.ledger import Ledger
+from glm_lightning.inference.messages import openai_form
+from glm_lightning.inference.respondents import Answer, Model, OfEndpoint, Respondent
+from glm_lightning.types import Conversation, Message, Problems, UserError
+
+_MOST_SHOWN = 10
 
 
 def main(argv: Sequence[str]) -> None:
     """Answer every row of the input; a process that was killed is gone on with by the same command."""
     options = _parser().parse_args(argv)
     part = options.out.with_name(f"{options.out.name}.part")
+    respond, rows = _checked(options, part)
+    respondent = respond(rows)
+    total = len(rows) * options.n
+    with Ledger.opened(part, key=respondent.key) as ledger, progress_bar("answering", total) as advance:
+        known = len(ledger.replies)
+        failures = respondent.ask(ledger, advance)
+        _tell_failures(rows, failures, part, skip=options.skip_bad_rows)
+        answers = {place: respondent.answer(place, reply) for place, reply in ledger.replies.items()}
+        lines = _lines(rows, answers, respondent.reference, samples=options.n)
+        write_text(options.out, "".join(f"{json.dumps(line, ensure_ascii=False, default=str)}\n" for line in lines))
+        part.unlink()
+    _tell(options.out, list(answers.values()), known=known)
+
+
+def _checked(
+    options: argparse.Namespace, part: Path
+) -> tuple[Callable[[Sequence[Question]], Respondent], list[Question]]:
+    """Who answers, not loaded yet, and the rows.
+
+    Raises:
+        UserError: everything that is wrong with the command line and the rows.
+    """
     problems = Problems()
+    problems.none_in(lambda: respondents.check_options(options))
     sampling = problems.none_in(lambda: given.sampling_of(options))
     problems.none_in(lambda: _check_out(options.out, part, overwrite=options.overwrite))
-    model = problems.none_in(lambda: given.found(options))
+    model = None if is_endpoint(options.source) else problems.none_in(lambda: given.found(options))
     rows = problems.none_in(lambda: _rows(options))
     problems.raise_if_any()
     assert sampling is not None
     assert rows is not None
-    assert model is not None
-    glm = given.loaded(options, model)
-    asked = [question.asked for question in rows] * options.n
-    prompts = prompts_of(glm, asked, thinking=[options.thinking] * len(asked), max_new_tokens=options.max_new_tokens)
-    key = key_of(
-        given.identity_of(options, model, glm),
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        sampling=sampling,
-    )
-    with Ledger.opened(part, key=key) as ledger, progress_bar("answering", len(prompts)) as advance:
-        known = len(ledger.replies)
-        replies = ask(
-            glm,
-            prompts,
-            max_new_tokens=options.max_new_tokens,
-            sampling=sampling,
-            batch_size=options.batch_size,
-            ledger=ledger,
-            progress=advance,
-        )
-        said = _said(glm, rows, replies, options.thinking)
-        lines = _lines(glm, rows, prompts, replies, said)
-        write_text(options.out, "".join(f"{json.dumps(line, ensure_ascii=False, default=str)}\n" for line in lines))
-        part.unlink()
-    _tell(options.out, prompts, replies, said, known=known)
+    if model is None:
+        return functools.partial(OfEndpoint, options, sampling), rows
+    return functools.partial(Model, options, model, sampling), rows
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="glm predict",
         description="Answer the rows of files, in any format that training reads, with answers or without; a line of "
-        "JSON for each, in their order. Killed, it goes on where it was when it is called again.",
+        "JSON for each, in their order, which another model learns as it is: glm train data.train=OUT. Killed, it goes "
+        "on where it was when it is called again.",
+        epilog=f"The key of an endpoint comes from the environment variable {KEY}.",
     )
-    parser.add_argument("source", help=given.SOURCE)
+    parser.add_argument(
+        "source",
+        help=f"{given.SOURCE}; or the address of an endpoint that speaks OpenAI's protocol, such as http://localhost:8000/v1",
+    )
     parser.add_argument("input", nargs="+", help="files, folders, globs or hub names of the rows")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines that is written")
     parser.add_argument("--overwrite", action="store_true", help="replace that file if it is there")
     parser.add_argument("--format", default="auto", help="format of the rows (default: recognised)")
     parser.add_argument("--encoding", help="text encoding of the files (default: UTF-8)")
     parser.add_argument(
-        "--skip-bad-rows", action="store_true", help="leave out rows that cannot be read, and say which"
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave out rows that cannot be read, or that an endpoint fails, and say which",
     )
-    parser.add_argument("--batch-size", type=given.positive, default=32, help="rows answered at once (default: 32)")
+    parser.add_argument("--model", metavar="NAME", help="of an endpoint's models, where it offers several")
+    parser.add_argument(
+        "--batch-size",
+        type=given.positive,
+        default=32,
+        help="rows answered, or requests under way, at once (default: 32)",
+    )
     given.add_length(parser, default=512, otherwise="512")
     parser.add_argument("-n", type=given.positive, default=1, help="answers to each row (default: 1)")
     given.add_thinking(parser)
@@ -109,33 +128,45 @@ def _rows(options: argparse.Namespace) -> list[Question]:
     return rows
 
 
-def _said(glm: GLM, rows: Sequence[Question], replies: Sequence[Reply], thinking: bool | None) -> list[Message]:
-    """What the replies say, those to all rows again and again."""
-    tools = (rows[place % len(rows)].asked.tools for place in range(len(replies)))
-    return [
-        glm.template.parse(reply.text, thinking=thinking, tools=shown)
-        for reply, shown in zip(replies, tools, strict=True)
-    ]
+def _tell_failures(rows: Sequence[Question], failures: Mapping[int, str], part: Path, *, skip: bool) -> None:
+    """Say which rows have no answer, or refuse to go on without them."""
+    texts = [f"{rows[place % len(rows)].asked.origin}: {reason}" for place, reason in sorted(failures.items())]
+    if not texts:
+        return
+    shown = texts[:_MOST_SHOWN]
+    if more := len(texts) - len(shown):
+        shown.append(f"... and {more:,} more")
+    if not skip:
+        again = f"the same command asks these {len(texts):,} again, and no others (they are kept in {part})"
+        raise UserError([*shown, f"{again}; to leave them out, add --skip-bad-rows"])
+    for text in shown:
+        Console(stderr=True).print(f"left out: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _lines(
-    glm: GLM, rows: Sequence[Question], prompts: Sequence[Prompt], replies: Sequence[Reply], said: Sequence[Message]
+    rows: Sequence[Question],
+    answers: Mapping[int, Answer],
+    reference: Callable[[Conversation], str],
+    *,
+    samples: int,
 ) -> Iterator[dict[str, Any]]:
-    """What is written: the answers to a row one after another."""
-    samples = len(replies) // len(rows)
+    """What is written: the answers to a row one after another, each with the conversation that training reads."""
     for number, question in enumerate(rows):
         for sample in range(samples):
-            place = sample * len(rows) + number
+            answer = answers.get(sample * len(rows) + number)
+            if answer is None:
+                continue
             line = {"origin": str(question.asked.origin)} | ({"sample": sample} if samples > 1 else {})
-            line |= _answer(said[place]) | {"finished": replies[place].finished}
-            if prompts[place].shortened:
+            line |= _said(answer.said) | {"finished": answer.finished}
+            if answer.shortened:
                 line["shortened"] = True
             if question.answered is not None:
-                line["reference"] = glm.template.expected(question.answered).text
-            yield line | {"row": question.row}
+                line["reference"] = reference(question.answered)
+            whole = replace(question.asked, messages=(*question.asked.messages, answer.said))
+            yield line | openai_form(whole) | {"row": question.row}
 
 
-def _answer(said: Message) -> dict[str, Any]:
+def _said(said: Message) -> dict[str, Any]:
     answer: dict[str, Any] = {"answer": said.content}
     if said.reasoning is not None:
         answer["reasoning"] = said.reasoning
@@ -144,14 +175,14 @@ def _answer(said: Message) -> dict[str, Any]:
     return answer
 
 
-def _tell(
-    out: Path, prompts: Sequence[Prompt], replies: Sequence[Reply], said: Sequence[Message], *, known: int
-) -> None:
+def _tell(out: Path, answers: Sequence[Answer], *, known: int) -> None:
     counts = {
         "were there from an earlier call": known,
-        "end at their longest, not by themselves": sum(not reply.finished for reply in replies),
-        "are empty": sum(not message.text.strip() for message in said),
-        "answer a prompt that was shortened to the model's context": sum(prompt.shortened for prompt in prompts),
+        "are cut off at their longest (before a model learns them, raise --max-new-tokens)": sum(
+            not answer.finished for answer in answers
+        ),
+        "are empty": sum(not answer.said.text.strip() for answer in answers),
+        "answer a prompt that was shortened to the model's context": sum(answer.shortened for answer in answers),
     }
     told = "".join(f"; {count:,} {what}" for what, count in counts.items() if count)
-    Console(stderr=True).print(f"{len(replies):,} answers in {out}{told}", highlight=False, markup=False)
+    Console(stderr=True).print(f"{len(answers):,} answers in {out}{told}", highlight=False, markup=False)

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from glm_lightning import optim
 from glm_lightning.files import digest
-from glm_lightning.methods import layers, parameters, quantized, tracing
+from glm_lightning.methods import layers, parameters, quantized, tracing, weights
 from glm_lightning.methods.counters import recount
 from glm_lightning.models import compiling, liger, training_attention
 from glm_lightning.models.quantization import Quantize
@@ -93,6 +93,7 @@ class Method(pl.LightningModule, ABC):
         self.notices: list[str] = []  # what the user shall be told once the network is built
         self.network: nn.Module | None = None
         self.extra: nn.Module | None = None  # what the objective trains beside it
+        self._start: Mapping[str, Tensor] | None = None  # what the parameters begin with, if not anew
         self._rate = rate
         # Checkpoints hold only what was trained; `on_load_checkpoint` is stricter than Lightning about the rest.
         self.strict_loading = False
@@ -166,6 +167,18 @@ class Method(pl.LightningModule, ABC):
             if problems := parameters.misfits(self.trained(), start, of="init_from"):
                 raise UserError(problems)
             self.take(start)
+            self._start = start
+
+    @contextlib.contextmanager
+    def as_begun(self) -> Iterator[None]:
+        """While it is entered, the network answers as before the first step: as its base, or as an earlier run's end."""
+        if self._start is None:
+            with self.without_adaptation():
+                yield
+            return
+        own = {name: parameter for name, parameter in self.trained().items() if name in self._start}
+        with weights.exchanged(own, self._start):
+            yield
 
     def as_written(self) -> AbstractContextManager[None]:
         """While it is entered, compiled layers run as they are written."""
@@ -248,8 +261,8 @@ class Method(pl.LightningModule, ABC):
         stage = Stage(
             network=self._network,
             adapter=self.artefact == "adapter",
-            base=contextlib.nullcontext if self._is_base else self.without_adaptation,
-            base_key=digest(self.ingredients.base, self.ingredients.quantize),
+            base=contextlib.nullcontext if self._is_base else self.as_begun,
+            base_key=digest(self.ingredients.base, self.ingredients.quantize, parameters.fingerprint(self._start)),
             precision=str(self.trainer.precision),
             device=self.device,
             ahead=lambda *args, **how: self.trainer.datamodule.compute_ahead(*args, **how),  # type: ignore[attr-defined]

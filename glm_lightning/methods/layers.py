@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
+from glm_lightning.models.depth import blocks as blocks
+
 ALL = "all-linear"
 """Every linear layer but the head."""
 
@@ -105,12 +107,6 @@ def with_weights(network: nn.Module) -> str:
     """What modules that hold parameters are called at the end of their names, in a list to choose from."""
     names = ends(path for path, module in network.named_modules() if any(True for _ in module.parameters()))
     return ", ".join(name for name in names if name and not name.isdigit())
-
-
-def blocks(network: PreTrainedModel) -> nn.ModuleList:
-    """The layers of the decoder, from first to last."""
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)
 
 
 def final_norm(network: PreTrainedModel) -> list[nn.Module]:

@@ -23,6 +23,13 @@ def misfits(trained: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor], *
     return problems
 
 
+def fingerprint(values: Mapping[str, Tensor] | None) -> list[str]:
+    """Names values; nothing names none."""
+    if values is None:
+        return []
+    return [f"{name} {value.double().sum().item()} {value.double().norm().item()}" for name, value in values.items()]
+
+
 def widen(network: nn.Module) -> None:
     """Hold what is trained in 32 bits at least: small updates would round away in 16."""
     for parameter in network.parameters():

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from glm_lightning.files import digest, read_json, sampled_fingerprint
-from glm_lightning.models import families, hub, quantization
+from glm_lightning.models import depth, families, hub, quantization
 from glm_lightning.models.families import Generation
 from glm_lightning.models.quantization import Quantize
+from glm_lightning.models.quiet import without_load_report
 from glm_lightning.types import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Source:
         gradient_checkpointing: recompute activations in the backward pass: about a third slower, far less memory.
         compile: a run compiles the decoder layers (`models.compiling`).
         liger: a run on a GPU computes norms and gated activations by Liger's kernels (`models.liger`).
-        num_layers: take only so many of its layers, the first ones: a student to be taught; None is all.
+        num_layers: take only so many of its layers: a student to be taught; None is all.
+        layers: which of them, if not all: the ``first``, or some ``spread`` over the depth (`models.depth`).
     """
 
     path: str
@@ -71,6 +73,7 @@ class Source:
     compile: bool = False
     liger: bool = False
     num_layers: int | None = None
+    layers: depth.Which = "first"
 
     @cached_property
     def location(self) -> str:
@@ -91,8 +94,20 @@ class Source:
         """The network's configuration, always of a native class.
 
         Raises:
-            UserError: there is none, it is broken, or no native class can build it.
+            UserError: there is none, it is broken, no native class can build it, or it has not so many layers.
         """
+        whole = self._whole_config()
+        return whole if self._numbers is None else depth.shortened(whole, self._numbers)
+
+    @cached_property
+    def _numbers(self) -> list[int] | None:
+        """The layers that are taken; None: all."""
+        if self.num_layers is None:
+            return None
+        return depth.numbers_of(self._whole_config(), self.num_layers, self.layers)
+
+    def _whole_config(self) -> PretrainedConfig:
+        """The configuration of all layers."""
         from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
@@ -100,13 +115,13 @@ class Source:
         families.refuse_unknown(raw, path=self.path)
         try:
             if layout := families.layout(raw):
-                return shortened(layout.config(raw), self.num_layers)
+                return cast("PretrainedConfig", layout.config(raw))
             config = AutoConfig.from_pretrained(self.location, revision=self.revision, trust_remote_code=False)
         except UserError as error:
             raise UserError([f"model.path is {self.path!r}: {problem}" for problem in error.problems]) from None
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise UserError(_why_not(self.path, raw, error)) from error
-        return shortened(config, self.num_layers)
+        return cast("PretrainedConfig", config)
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -212,12 +227,18 @@ class Source:
     def fingerprint(self) -> str:
         """Names the weights: config, file names and sampled bytes of a folder; name and commit of a hub model."""
         if not self.is_folder:
-            cut = [] if self.num_layers is None else [self.num_layers]
-            return digest(self.hub, self.path, self.revision, self.raw_config.get("_commit_hash"), *cut)
+            return digest(self.hub, self.path, self.revision, self.raw_config.get("_commit_hash"), *self._cut)
         # Neither where the folder lies nor which release of transformers wrote it makes it another network.
         config = {k: v for k, v in self.raw_config.items() if k not in ("_name_or_path", "transformers_version")}
         named = [(f.name, sampled_fingerprint(f)) for f in self._weights()]
-        return digest(config, named) if self.num_layers is None else digest(config, named, self.num_layers)
+        return digest(config, named, *self._cut)
+
+    @property
+    def _cut(self) -> list[Any]:
+        """What names the layers that are taken, if not all."""
+        if self.num_layers is None:
+            return []
+        return [self.num_layers] if self.layers == "first" else [self.num_layers, self.layers]
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
@@ -248,29 +269,44 @@ class Source:
         torch_dtype = self.stored_dtype if chosen == "auto" else getattr(torch, chosen)
         layout = families.layout(self.raw_config)
         reader: Any = AutoModelForCausalLM if layout is None else layout.READER
-        network, report = reader.from_pretrained(
-            self._weights_location(),
-            revision=self.revision,
-            config=self.config,
-            dtype=torch_dtype,
-            attn_implementation=self.attention,
-            quantization_config=self._quantization(torch_dtype),
-            device_map={"": device} if self.quantize is not None and device is not None else None,
-            trust_remote_code=False,
-            # `_faults` refuses those with a clearer message
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        if problems := list(_faults(report, num_layers=self.num_layers)):
+        # transformers leaves out layers behind the last one; others are read with all and then left out
+        is_cut_behind = self.layers == "first"
+        with without_load_report():
+            network, report = reader.from_pretrained(
+                self._weights_location(),
+                revision=self.revision,
+                config=self.config if is_cut_behind else self._whole_config(),
+                dtype=torch_dtype,
+                attn_implementation=self.attention,
+                quantization_config=self._quantization(torch_dtype),
+                device_map={"": device} if self.quantize is not None and device is not None else None,
+                trust_remote_code=False,
+                # `_faults` refuses those with a clearer message
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        if problems := list(_faults(report, num_layers=self.num_layers if is_cut_behind else None)):
             raise UserError([f"model.path is {self.path!r}: {problem}" for problem in problems])
         if layout is not None:
             network = layout.native(network)
+        if self._numbers is not None and not is_cut_behind:
+            depth.keep(network, self._numbers)
+            self._refuse_other_kinds(network)
         settle_sampling(network.generation_config)
         if self.quantize is not None:
             quantization.keep_trainable(network)
         if self.gradient_checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})
         return cast("PreTrainedModel", network)
+
+    def _refuse_other_kinds(self, network: PreTrainedModel) -> None:
+        """Raise `UserError` if the layers that were kept are not of the kinds that their configuration now says."""
+        there = {name for name, _ in network.named_parameters()}
+        if wrong := sorted(there ^ {name for name, _ in self.skeleton.named_parameters()}):
+            raise UserError(
+                f"model.layers is {self.layers}: layers of this network are of several kinds, told by their place "
+                f"({_some(wrong)}), which they would change; set model.layers=first"
+            )
 
     def _weights_location(self) -> str:
         if self.hub == "modelscope" and not self.is_folder:
@@ -291,27 +327,6 @@ def settle_sampling(config: Any) -> None:
     """
     if any(value not in (None, neutral) for value, neutral in ((config.temperature, 1.0), (config.top_p, 1.0))):
         config.do_sample = True
-
-
-def shortened(config: Any, num_layers: int | None) -> PretrainedConfig:
-    """The configuration of the first so many layers of a network; None: as it is.
-
-    Raises:
-        UserError: there are not so many.
-    """
-    text = config.get_text_config()
-    there = text.num_hidden_layers
-    if num_layers is None:
-        return cast("PretrainedConfig", config)
-    if not 1 <= num_layers <= there:
-        raise UserError(
-            f"model.num_layers is {num_layers}: must be from 1 to the {there} layers that there are, or null"
-        )
-    text.num_hidden_layers = num_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == there:  # a kind for each layer
-            setattr(text, name, value[:num_layers])
-    return cast("PretrainedConfig", config)
 
 
 def _faults(report: Any, *, num_layers: int | None) -> Iterator[str]:

@@ -20,9 +20,9 @@ from glm_lightning.types import Batch, Loss, UserError
 class Likelihood(Objective):
     """Negative log-likelihood of the labelled tokens, in nats; and, while training, how far it leads from the base.
 
-    A token's loss is -log q(label) + w KL(p || q), with q what the network thinks of the next token, p what its base
-    does (adapter off), and w ``kl_to_base``. What the base would have said of the same texts is kept that way, which
-    is what is forgotten first (Li and Hoiem 2016, arXiv:1606.09282, with the base for the old network).
+    A token's loss is -log q(label) + w KL(p || q), with q what the network thinks of the next token, p what it did
+    before this run (`Stage.base`), and w ``kl_to_base`` (learning without forgetting: Li and Hoiem 2016,
+    arXiv:1606.09282).
 
     Args:
         kl_to_base: w; 0 is without, and costs nothing.

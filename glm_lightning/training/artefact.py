@@ -43,6 +43,7 @@ def leave_artefact(config: DictConfig, folder: RunFolder, parts: Parts, report: 
             "hub": source.hub,
             "revision": source.revision,
             "num_layers": source.num_layers,
+            "layers": source.layers,
             "quantize": source.quantize,
             "double_quantize": source.double_quantize,
             "name_prefix": source.name_prefix,

@@ -41,7 +41,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     """
     source, objective, settings, data = _checked(config)
     tokenizer, template = words(source, source.location)
-    notices = list(teaching.equip(objective, tokenizer, template))
+    notices = list(teaching.equip(objective, tokenizer, template, student=source.fingerprint, rows=data.train_paths))
     target: Any = get_class(config.method._target_)
     data.load(tokenizer, template, learned=objective.learns, packs=target.packs and objective.packs)
 

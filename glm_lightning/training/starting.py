@@ -54,9 +54,8 @@ def resolve(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def _from_run(config: DictConfig, run: RunFolder, given: dict[str, Any]) -> DictConfig:
     stored = resuming.stored_in(run)
     same = config.method._target_ == stored.method._target_
-    is_pairs = config.objective._target_.endswith(".PairPreference")
     as_adapter = run.artefact("adapter").is_dir() and (
-        config.init_as == "adapter" or (config.init_as == "auto" and same and not is_pairs)
+        config.init_as == "adapter" or (config.init_as == "auto" and same)
     )
     if config.init_as == "adapter" and not (as_adapter and same):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,9 +14,14 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+<<<<<<< HEAD
 from glm_lightning.estimate.skeleton import num_bytes, skeleton
+=======
+from glm_lightning.config import command
+>>>>>>> distil
 from glm_lightning.files import digest, sampled_fingerprint
 from glm_lightning.inference import generation, loading
+from glm_lightning.inference.endpoint import is_endpoint
 from glm_lightning.inference.sampling import Sampling
 from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.source import WeightsDtype
@@ -71,14 +77,19 @@ class Known:
         )
 
 
-def teacher_of(objective: Objective) -> Known | None:
-    """The teacher that an objective wants, if it does.
+def teacher_of(objective: Objective, rows: Sequence[str] = ("QUESTIONS.jsonl",)) -> Known | None:
+    """The teacher that an objective wants, if it does; ``rows`` are files that it may answer instead.
 
     Raises:
         UserError: there is none, or it cannot be loaded.
     """
     if not isinstance(objective, Distill):
         return None
+    if is_endpoint(objective.teacher):
+        raise UserError(
+            f"objective.teacher is {objective.teacher!r}: an endpoint tells what it says, and not what it thinks of "
+            f"every other token; {_by_answers(objective.teacher, rows)}"
+        )
     dtype = None if objective.teacher_dtype == "auto" else objective.teacher_dtype
     known = Known(objective.teacher, objective.teacher_quantize, dtype)
     try:
@@ -90,13 +101,17 @@ def teacher_of(objective: Objective) -> Known | None:
     return known
 
 
-def equip(objective: Objective, tokenizer: Tokenizer, template: Template) -> Iterator[str]:
+def equip(
+    objective: Objective, tokenizer: Tokenizer, template: Template, *, student: str, rows: Sequence[str]
+) -> Iterator[str]:
     """Give the objective its teacher, if it wants one; what the user shall be told of it.
+
+    ``student`` is its base's fingerprint, ``rows`` are where the rows to learn are.
 
     Raises:
         UserError: teacher and student do not have the same tokens.
     """
-    known = teacher_of(objective)
+    known = teacher_of(objective, rows)
     if known is None:
         return
     assert isinstance(objective, Distill)
@@ -104,16 +119,29 @@ def equip(objective: Objective, tokenizer: Tokenizer, template: Template) -> Ite
     if differing := _differing(its_tokenizer, tokenizer):
         raise UserError(
             f"objective.teacher is {known.source!r}: its tokenizer is another one ({differing}), so what it thinks of "
-            "the next token says nothing to this student; let it write answers and learn those: "
-            f"glm predict {known.source} DATA, then objective=sft data.train=ITS_ANSWERS"
+            f"the next token says nothing to this student; {_by_answers(known.source, rows)}"
         )
     stop_ids = [tokenizer.control_id(name) for name in template.stop_tokens]
     objective.take(known, functools.partial(_written, stop_ids=stop_ids))
+    if known.found.adapter is None and known.found.base.fingerprint == student:
+        yield (
+            "the teacher is the student as it begins, which can teach it nothing but to stay so; name another one in "
+            "objective.teacher, or make the student smaller with model.num_layers"
+        )
     if its_template.name != template.name:
         yield (
             f"the teacher was trained with the template {its_template.name}; it is shown rows as the student is, by "
             f"{template.name}"
         )
+
+
+def _by_answers(teacher: str, rows: Sequence[str]) -> str:
+    """The other way to learn from a teacher, as commands."""
+    asked = shlex.join([teacher, *rows])
+    return (
+        f"let it write answers and learn those: glm predict {asked} --out answers.jsonl, then {command()} "
+        "objective=sft data=auto data.train=answers.jsonl and the rest as it is"
+    )
 
 
 def _written(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 
 import pytest
 import torch
 from tiny_runs import dying, largest_difference, weights
 
 import glm_lightning
-from glm_lightning import config
+from glm_lightning import cli, config
 from glm_lightning.runs import RunFolder
 from glm_lightning.types import UserError
 
@@ -181,9 +183,28 @@ def test_rows_of_another_kind_are_refused_with_the_objective_that_learns_them(ov
             glm_lightning.train(arguments)
 
 
-def test_a_teacher_with_other_tokens_is_refused(overrides, tmp_path):
-    with pytest.raises(UserError, match=r"its tokenizer is another one .* glm predict demo"):
+def test_a_teacher_with_other_tokens_is_refused(overrides, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="its tokenizer is another one") as caught:
         glm_lightning.train(overrides("refused", "objective=distill", "objective.teacher=demo"))
+    # the way out is two commands that work
+    found = re.search(r"glm (predict demo .*?), then python train.py (.*) and the rest as it is", str(caught.value))
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*shlex.split(found[1]), "--max-new-tokens", "4", "--device", "cpu"]) == 0
+    glm_lightning.train([*overrides("learned"), *shlex.split(found[2]), "trainer.max_steps=1"])
+
+
+def test_a_teacher_that_is_the_student_is_told(overrides, train):
+    run = train("run", "objective=distill", "trainer.max_steps=1")
+    assert any("the teacher is the student as it begins" in notice for notice in run.read_report()["notices"])
+    run = train("part", "objective=distill", "model.num_layers=1", "trainer.max_steps=1")
+    assert not any("the teacher is" in notice for notice in run.read_report()["notices"])
+
+
+def test_an_endpoint_as_a_live_teacher_is_refused_with_what_works(overrides):
+    given = overrides("refused", "objective=distill", "objective.teacher=http://localhost:8000/v1")
+    with pytest.raises(UserError, match=r"an endpoint tells what it says.* glm predict http://localhost:8000/v1 "):
+        glm_lightning.train(given)
 
 
 def test_every_objective_says_what_it_measures():
