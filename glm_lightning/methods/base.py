@@ -171,7 +171,7 @@ class Method(pl.LightningModule, ABC):
 
     @contextlib.contextmanager
     def as_begun(self) -> Iterator[None]:
-        """While it is entered, the network answers as before the first step: as its base, or as an earlier run's end."""
+        """While it is entered, the network answers as before the first step: as its base, or as the run before."""
         if self._start is None:
             with self.without_adaptation():
                 yield

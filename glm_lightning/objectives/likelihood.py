@@ -56,7 +56,7 @@ class Likelihood(Objective):
         return Loss(total=sums.total, count=sums.num_tokens, sums={"token_accuracy": sums.num_correct})
 
     def _near_base(self, network: nn.Module, batch: Batch) -> Loss:
-        compare = functools.partial(self._sums, batch, *self._of_base(network, batch))
+        compare = functools.partial(self._sums, batch, self._of_base(network, batch))
         results: list[Tensor] = []
 
         def minimised(head: Head, hidden_states: Tensor) -> Tensor:
@@ -68,22 +68,29 @@ class Likelihood(Objective):
         count = batch.lengths.new_full((), batch.targets.numel())
         return Loss(total=total, count=count, sums={"token_accuracy": correct, "kl_to_base": kl})
 
-    def _of_base(self, network: nn.Module, batch: Batch) -> tuple[Head, Tensor]:
-        """The base's head, and its hidden states at the supervised positions."""
-        found: list[tuple[Head, Tensor]] = []
+    def _of_base(self, network: nn.Module, batch: Batch) -> Callable[[slice], Tensor]:
+        """What gives the base's logits (n, V) at some of the supervised positions.
+
+        A head that is no plain matrix may be trained, and is the base's now only: then all logits are kept.
+        """
+        found: list[Callable[[slice], Tensor]] = []
 
         def keep(head: Head, hidden_states: Tensor) -> Tensor:
-            found.append((head, hidden_states))
+            if head.is_plain:
+                found.append(lambda rows: head.project(hidden_states[rows]))
+            else:
+                logits = head.project(hidden_states)
+                found.append(lambda rows: logits[rows])
             return hidden_states
 
         with torch.no_grad(), evaluating(network), self._base():
             at_supervised(network, batch, keep)
         return found[0]
 
-    def _sums(self, batch: Batch, head: Head, of_base: Tensor, logits: Tensor, rows: slice) -> Tensor:
+    def _sums(self, batch: Batch, of_base: Callable[[slice], Tensor], logits: Tensor, rows: slice) -> Tensor:
         """What is minimised, divergence and right predictions of some of the positions."""
-        with torch.no_grad(), self._base():
-            base = head.project(of_base[rows]).to(logits.dtype).log_softmax(-1)
+        with torch.no_grad():
+            base = of_base(rows).to(logits.dtype).log_softmax(-1)
         targets = batch.targets[rows]
         kl = divergence(base, logits.log_softmax(-1), kind="forward_kl").sum()
         likelihood = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")

@@ -48,6 +48,11 @@ class Head:
         return projected_log_probs(self.project, hidden_states, targets, self.vocabulary)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is a frozen matrix, with no adapter around it."""
+        return self._plain is not None and not self._plain.weight.requires_grad
+
+    @property
     def _plain(self) -> nn.Linear | None:
         # An exact type: an adapter around the head, or a quantised one, is more than weight and bias.
         return self.module if type(self.module) is nn.Linear else None

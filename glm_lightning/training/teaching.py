@@ -14,11 +14,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-<<<<<<< HEAD
-from glm_lightning.estimate.skeleton import num_bytes, skeleton
-=======
 from glm_lightning.config import command
->>>>>>> distil
+from glm_lightning.estimate.skeleton import num_bytes, skeleton
 from glm_lightning.files import digest, sampled_fingerprint
 from glm_lightning.inference import generation, loading
 from glm_lightning.inference.endpoint import is_endpoint
