@@ -37,9 +37,8 @@ def mix(dataset: Dataset, inputs: Inputs, *, seed: int) -> tuple[Dataset, list[S
     Which rows of a source are taken, where it is not all, is decided by ``seed`` and the rows' contents alone, so that
     neither their order nor other sources change it. All samples of a row stay together.
     """
-    source_of_file = np.array([file.source for file in inputs.files], dtype=np.int64)
     first = dataset.first_of_rows
-    source_of_row = source_of_file[dataset.numbers("file")[first]]
+    source_of_row = _source_of_row(dataset, inputs)
     available = np.bincount(source_of_row, minlength=len(inputs.sources)).tolist()
     counts = targets(available, [source.amount for source in inputs.sources])
     shares = [
@@ -54,6 +53,17 @@ def mix(dataset: Dataset, inputs: Inputs, *, seed: int) -> tuple[Dataset, list[S
         times[mine] = repetitions(contents[mine], count=count, seed=seed)
     samples_of_row = np.diff(first, append=len(dataset))
     return dataset.subset(np.repeat(np.arange(len(dataset)), np.repeat(times, samples_of_row))), shares
+
+
+def with_share(dataset: Dataset, inputs: Inputs) -> npt.NDArray[np.bool_]:
+    """Which rows come from sources that are given a share: they are learned beside the others, and only that."""
+    has_share = np.array([source.amount.share is not None for source in inputs.sources], dtype=bool)
+    return has_share[_source_of_row(dataset, inputs)]
+
+
+def _source_of_row(dataset: Dataset, inputs: Inputs) -> Indices:
+    source_of_file = np.array([file.source for file in inputs.files], dtype=np.int64)
+    return source_of_file[dataset.numbers("file")[dataset.first_of_rows]]
 
 
 def targets(available: Sequence[int], amounts: Sequence[Amount]) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm_lightning.data import cache, comparison, report, splitting
 from glm_lightning.data.dataset import Dataset
@@ -16,7 +17,7 @@ from glm_lightning.data.encoding import Encoder
 from glm_lightning.data.formats import RowKind
 from glm_lightning.data.gate import Gate, in_words
 from glm_lightning.data.inputs import AUTO, Inputs, Source, sources_of
-from glm_lightning.data.mixing import Share, mix
+from glm_lightning.data.mixing import Share, mix, with_share
 from glm_lightning.data.report import Count
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
@@ -112,14 +113,16 @@ def load_splits(
         inputs, lambda _, given: load_dataset(given.paths, format=given, encoder=encoder, folder=folder, gate=gate)
     )
     sizes = {name: size for name, size in (("val", val), ("test", test)) if isinstance(size, int | float)}
+    apart = with_share(loaded["train"], inputs["train"])
     why_no_val = None
     try:
-        parts, dropped = _split(loaded["train"], sizes, split=split, seed=seed)
+        parts, dropped = _split(loaded["train"], sizes, apart=apart, split=split, seed=seed)
     except UserError as error:
         if val_required or "val" not in sizes:
             raise
         why_no_val = str(error)
-        parts, dropped = _split(loaded["train"], {k: v for k, v in sizes.items() if k != "val"}, split=split, seed=seed)
+        sizes.pop("val")
+        parts, dropped = _split(loaded["train"], sizes, apart=apart, split=split, seed=seed)
     parts["train"].refused = loaded["train"].refused
     parts |= {name: part for name, part in loaded.items() if name != "train"}
     parts, shared = _judged({name: parts[name] for name in ("train", "val", "test") if name in parts}, gate, folder)
@@ -221,10 +224,14 @@ def _all(values: dict[str, S], function: Callable[[str, S], T]) -> dict[str, T]:
 
 
 def _split(
-    whole: Dataset, sizes: dict[str, int | float], *, split: splitting.Rule, seed: int
+    whole: Dataset, sizes: dict[str, int | float], *, apart: NDArray[np.bool_], split: splitting.Rule, seed: int
 ) -> tuple[dict[str, Dataset], int]:
-    """The parts taken from the training rows, and how many rows were dropped. All samples of a row stay together."""
-    first = whole.first_of_rows
+    """The parts taken from the training rows, and how many rows were dropped. All samples of a row stay together.
+
+    Rows that are ``apart`` are for training only.
+    """
+    own = np.flatnonzero(~apart)
+    first = whole.first_of_rows[own]
     counts = _all(sizes, lambda name, size: splitting.number_of_rows(size, key=f"data.{name}", num_rows=len(first)))
     if not counts:
         return {"train": whole}, 0
@@ -240,7 +247,9 @@ def _split(
                 for name in empty
             ]
         )
-    parts = {name: whole.of_rows(group) for name, group in zip(("train", *counts), groups, strict=True)}
+    rows = [own[group] for group in groups]
+    rows[0] = np.sort(np.concatenate([rows[0], np.flatnonzero(apart)]))
+    parts = {name: whole.of_rows(group) for name, group in zip(("train", *counts), rows, strict=True)}
     return parts, len(first) - sum(map(len, groups))
 
 

@@ -50,7 +50,7 @@ def build(config: DictConfig, folder: RunFolder) -> Parts:
     )
     precision.allow_tf32(chosen.name, device=_device(config))
     examination = _examination(folder, tokenizer, template, data, settings)
-    examination.earlier, unread = starting.earlier(config, tokenizer, template)
+    examination.earlier, unread = starting.earlier(config, tokenizer, template, learned=data.splits.train)
     notices += unread
     trainer = _trainer(config, folder, chosen.name, data, examination)
     launching.check(trainer)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -25,6 +26,9 @@ from glm_lightning.types import Conversation, Document, UserError
 
 KINDS = ("auto", "adapter", "base")
 """Values of ``init_as``."""
+
+FREE = ("dropout", "lr_ratio")
+"""Knobs of a method that an adapter may be trained further with: others change what its numbers mean."""
 
 MERGED = "base"
 """Folder in a run's own for a base that has an earlier adapter in its weights."""
@@ -53,6 +57,11 @@ def resolve(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def _from_run(config: DictConfig, run: RunFolder, given: dict[str, Any]) -> DictConfig:
     stored = resuming.stored_in(run)
+    if not any(key.partition(".")[0] in ("data", "objective", "experiment") for key in given):
+        raise UserError(
+            f"init_from is {config.init_from!r}: say what is learned now: data.train=FILE (or objective=...); the same "
+            f"rows once more are resume={run.path} trainer.max_epochs=..."
+        )
     same = config.method._target_ == stored.method._target_
     as_adapter = run.artefact("adapter").is_dir() and (
         config.init_as == "adapter" or (config.init_as == "auto" and same)
@@ -65,6 +74,13 @@ def _from_run(config: DictConfig, run: RunFolder, given: dict[str, Any]) -> Dict
     config.init_from, config.init_as = str(run.path), "adapter" if as_adapter else "base"
     config.model = _with_given(stored.model, config.model, given, "model")
     if as_adapter:
+        if fixed := [key for key in given if key.startswith("method.") and key.partition(".")[2] not in FREE]:
+            raise UserError(
+                [
+                    f"{key} is {given[key]}: an adapter that goes on keeps it; leave it out, or set init_as=base"
+                    for key in fixed
+                ]
+            )
         config.method = _with_given(stored.method, config.method, given, "method")
         config.quantize = config.model.quantize = stored.quantize
         return config
@@ -163,8 +179,13 @@ def ancestors(config: DictConfig) -> list[dict[str, Any]]:
     return [*(read_json(run.ancestors) if run.ancestors.is_file() else []), told]
 
 
-def earlier(config: DictConfig, tokenizer: Tokenizer, template: Template) -> tuple[dict[str, Dataset], list[str]]:
-    """General rows, the validation rows of all ancestors by the run's name, and what could not be read of them."""
+def earlier(
+    config: DictConfig, tokenizer: Tokenizer, template: Template, *, learned: Dataset
+) -> tuple[dict[str, Dataset], list[str]]:
+    """General rows, the validation rows of all ancestors by the run's name, and what could not be read of them.
+
+    Rows that are among the ``learned`` ones say nothing of what is forgotten, and are left out.
+    """
     found: dict[str, Dataset] = {}
     problems: list[str] = []
     if config.get("general") is not None:
@@ -193,7 +214,10 @@ def earlier(config: DictConfig, tokenizer: Tokenizer, template: Template) -> tup
             continue
         if val is not None:
             found[run.path.name] = val
-    return found, problems
+    fresh = {
+        name: part.subset(np.flatnonzero(~np.isin(part.contents, learned.contents))) for name, part in found.items()
+    }
+    return {name: part for name, part in fresh.items() if len(part)}, problems
 
 
 def replayed(config: DictConfig) -> DictConfig:

@@ -144,6 +144,15 @@ def test_verdicts(after, words):
     assert forgetting.verdict(1, after) == words
 
 
+def test_rows_that_are_learned_again_neither_validate_nor_tell_what_is_forgotten(go_on, other_rows):
+    run = go_on("second", f"data.train={other_rows}", "data.format=auto", "data.val=6", "replay=0.73")
+    data = json.loads(run.data.read_text(encoding="utf-8"))
+    assert data["val"]["samples"] == 6
+    assert data["train"]["sources"][1]["rows"] == 49
+    # all rows of the first run are learned again, its validation rows among them
+    assert run.read_report()["forgetting"] == {}
+
+
 def test_old_rows_are_learned_again(go_on, other_rows):
     knobs = (f"data.train={other_rows}", "data.format=auto", "data.val=null", "replay=0.25")
     run = go_on("second", *knobs)
@@ -172,7 +181,7 @@ def test_mistakes_are_told(overrides, changes, message):
     ("changes", "message"),
     [
         (["init_as=adapter", "method=ia3"], "whose adapter alone can go on"),
-        (["method.rank=16"], "has shape"),
+        (["method.alpha=32"], "an adapter that goes on keeps it"),
         (["model=demo"], "brings its own model"),
         (["replay=1.5"], r"must be in \[0, 1\)"),
         (["objective.kl_to_base=-1"], "must be 0 or more"),
@@ -182,6 +191,12 @@ def test_mistakes_are_told(overrides, changes, message):
 def test_what_does_not_go_together_is_refused(go_on, changes, message):
     with pytest.raises(UserError, match=message):
         go_on("second", *changes)
+
+
+def test_without_new_rows_it_would_be_the_same_run(go_on, tmp_path):
+    go_on("second")
+    with pytest.raises(UserError, match="say what is learned now"):
+        gl.train([f"init_from={tmp_path / 'second'}", f"run_dir={tmp_path / 'x'}"])
 
 
 def test_runs_are_compared(go_on, other_rows, tmp_path, capsys):
