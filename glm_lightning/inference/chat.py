@@ -86,9 +86,11 @@ class Chat:
 
     def run(self) -> None:
         """Until the end of all lines, or ``/exit``."""
-        while (line := self._screen.read("> ")) not in (None, "/exit", "/quit"):
-            assert line is not None
+        while True:
             try:
+                line = self._screen.read("> ")
+                if line is None or line in ("/exit", "/quit"):
+                    return
                 self._take(line)
             except UserError as error:
                 self._screen.warn(str(error))

@@ -25,6 +25,7 @@ from glm_lightning import __version__
 from glm_lightning.inference.messages import conversation
 from glm_lightning.inference.prompts import prompt_ids
 from glm_lightning.inference.rows import Row
+from glm_lightning.serving.answers import Answer
 from glm_lightning.serving.chat import ChatAnswer, Question
 from glm_lightning.serving.completions import TextAnswer
 from glm_lightning.serving.engine import BusyError, ClosedError, Engine
@@ -39,8 +40,6 @@ from glm_lightning.types import UserError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _COUNTED = (CHAT, COMPLETIONS, "/v1/models", "/health", "/metrics", "/")
-
-Answer = ChatAnswer | TextAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from openai.types.completion_usage import CompletionUsage
 
 from glm_lightning.inference.rows import Token
-from glm_lightning.serving.exchange import Counts, Event, Exchange, Reason
+from glm_lightning.serving.answers import Answer
+from glm_lightning.serving.exchange import Event, Exchange, Reason
 from glm_lightning.serving.library import Served
 from glm_lightning.templates.base import Known
 from glm_lightning.tokenizers import Tokenizer
@@ -155,56 +153,22 @@ def _named(token: int, value: float | None, tokenizer: Tokenizer) -> dict[str, A
     return {"token": text, "logprob": value, "bytes": [*text.encode()] if is_whole else None}
 
 
-def usage(counts: Counts) -> dict[str, Any]:
-    """OpenAI's counts of tokens."""
-    total = counts.prompt + counts.completion
-    return CompletionUsage(
-        prompt_tokens=counts.prompt, completion_tokens=counts.completion, total_tokens=total
-    ).model_dump(exclude_unset=True)
-
-
 @final
-class ChatAnswer:
-    """The answer to one request."""
+class ChatAnswer(Answer):
+    """``chat.completion``, and its ``chat.completion.chunk``s."""
 
     def __init__(self, exchange: Exchange, question: Question) -> None:
-        self._exchange = exchange
-        self._choices = [Choice(index, question) for index in range(len(exchange.rows))]
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": question.served.name,
-            "system_fingerprint": question.served.fingerprint,
-        }
+        choices = [Choice(index, question) for index in range(len(exchange.rows))]
+        super().__init__(exchange, choices, question.served, kind="chatcmpl")
 
-    async def whole(self) -> str:
-        """A ``chat.completion``, once all is there."""
-        async for events in self._exchange.events():
-            self._take(events)
-        choices = [choice.whole() for choice in self._choices]
-        body = self._head | {"object": "chat.completion", "choices": choices, "usage": usage(self._exchange.counts)}
+    def _opening(self) -> list[dict[str, Any]]:
+        first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return [{"index": index, **first} for index in range(len(self._choices))]
+
+    def _body(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        body = self._head | {"object": "chat.completion", "choices": choices, **more}
         return ChatCompletion.model_validate(body).model_dump_json(exclude_unset=True)
 
-    async def chunks(self, *, include_usage: bool) -> AsyncIterator[str]:
-        """The ``chat.completion.chunk``s, as the answer grows."""
-        first = {"role": "assistant", "content": ""}
-        nothing = {"usage": None} if include_usage else {}
-        yield self._chunk(
-            [{"index": c.index, "delta": first, "logprobs": None, "finish_reason": None} for c in self._choices],
-            **nothing,
-        )
-        async for events in self._exchange.events():
-            self._take(events)
-            choices = [self._choices[event.index].chunk() for event in events]
-            if told := [choice for choice in choices if choice is not None]:
-                yield self._chunk(told, **nothing)
-        if include_usage:
-            yield self._chunk([], usage=usage(self._exchange.counts))
-
-    def _take(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._choices[event.index].add(event)
-
-    def _chunk(self, choices: Sequence[dict[str, Any]], **more: Any) -> str:
+    def _piece(self, choices: list[dict[str, Any]], **more: Any) -> str:
         body = self._head | {"object": "chat.completion.chunk", "choices": choices, **more}
         return ChatCompletionChunk.model_validate(body).model_dump_json(exclude_unset=True)

@@ -42,6 +42,24 @@ class Terminal:
         """Type some keys."""
         os.write(self._own, text.encode("utf-8"))
 
+    def interrupt(self, text: str, *, times: int = 20) -> None:
+        """Type Ctrl-C until ``text`` is shown, as a user does: one that comes just before a line is read is lost."""
+        for left in reversed(range(times)):
+            self.type("\x03")
+            try:
+                self.until(text, seconds=6)
+                return
+            except AssertionError:
+                if not left:
+                    raise
+
+    def until_more(self, *, seconds: float = 120) -> None:
+        """Wait until anything is shown behind what was waited for before."""
+        deadline = time.monotonic() + seconds
+        while len(self.shown) == self._read:
+            assert time.monotonic() < deadline, "nothing is shown"
+            self._take(deadline)
+
     def until(self, text: str, *, seconds: float = 120) -> str:
         """Wait until ``text`` is shown behind what was waited for before; what was shown meanwhile."""
         deadline = time.monotonic() + seconds

@@ -252,7 +252,7 @@ def program(*arguments: str) -> str:
     return f"{ENDLESS}from glm_lightning.cli import main\nraise SystemExit(main({['chat', *arguments]!r}))"
 
 
-@pytest.mark.slow  # a machine that is busy stops the answer too late
+@pytest.mark.slow
 def test_a_conversation_in_a_terminal(tiny_glm: Path, tmp_path: Path) -> None:
     """Keys as a user types them: Chinese and the key that deletes it, Ctrl-C in an answer and at the prompt."""
     with Terminal(program(str(tiny_glm), "--max-new-tokens", "4"), cwd=tmp_path) as terminal:
@@ -265,12 +265,11 @@ def test_a_conversation_in_a_terminal(tiny_glm: Path, tmp_path: Path) -> None:
         terminal.until("> ")
         terminal.type("tell me all\n")
         terminal.until("tell me all\r\n")
-        terminal.until(" ", seconds=60)  # something of the answer
-        terminal.type("\x03")
-        terminal.until(" ...", seconds=60)
+        terminal.until_more()
+        terminal.interrupt(" ...")
         terminal.until("> ")
-        terminal.type("half a line\x03")
-        terminal.until("(Ctrl-D or /exit leaves)")
+        terminal.type("half a line")
+        terminal.interrupt("(Ctrl-D or /exit leaves)")
         terminal.until("> ")
         terminal.type("/save saved.jsonl\n")
         terminal.until("4 turns are in saved.jsonl")
