@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import weights
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import Method
+from glm_lightning.methods.ingredients import Ingredients
 
 
 @final
