@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from glm_lightning import config
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.models import quantization
 from glm_lightning.models.chatglm import ChatGLMConfig
 from glm_lightning.objectives.sft import SFT

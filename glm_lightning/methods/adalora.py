@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters, layers
-from glm_lightning.methods.base import SHARDING, Ingredients, Method
+from glm_lightning.methods.base import SHARDING, Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.types import UserError
 
 

@@ -7,7 +7,6 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,20 +15,17 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from glm_lightning import optim
 from glm_lightning.files import digest
 from glm_lightning.methods import layers, parameters, quantized, tracing, weights
 from glm_lightning.methods.counters import recount
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.models import compiling, liger, training_attention
-from glm_lightning.models.quantization import Quantize
-from glm_lightning.objectives.base import Objective, Stage
+from glm_lightning.objectives.base import Stage
 from glm_lightning.objectives.supervised import refuse_leaks
-from glm_lightning.optim import NamedParameters
 from glm_lightning.strategies.parts import assign, gathered, whole
-from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import Batch, UserError
 
 SHARDING = ("fsdp",)
@@ -37,27 +33,6 @@ SHARDING = ("fsdp",)
 
 SKIPPED_IN_A_ROW = 20
 """Steps that may be skipped one after another before the network itself must be what is not finite."""
-
-
-@dataclass(frozen=True)
-class Ingredients:
-    """What a method is given at run time, beside the knobs of its yaml."""
-
-    load: Callable[[], PreTrainedModel]
-    objective: Objective
-    optimizer: Callable[[NamedParameters], torch.optim.Optimizer]
-    scheduler: Callable[[torch.optim.Optimizer], LRScheduler]
-    seed: int
-    base: str  # fingerprint of the base network
-    base_dtype: torch.dtype = torch.float32  # the type of the base's weights on disk
-    log_every_n_steps: int = 1
-    on_non_finite: tracing.OnNonFinite = "stop"
-    quantize: Quantize | None = None  # how the base's linear layers are held; None: as they are
-    num_steps: int | None = None  # optimizer steps of the run; None while only the configuration is checked
-    tokenizer: Tokenizer | None = None  # the base's; None while only the configuration is checked
-    compile: bool = False  # the decoder layers
-    liger: bool = False  # Liger's kernels for norms and gated activations
-    start: Callable[[], Mapping[str, Tensor] | None] = lambda: None  # what the parameters begin with, if not anew
 
 
 class Method(pl.LightningModule, ABC):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import layers, weights
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.types import UserError
 
 

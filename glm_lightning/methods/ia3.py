@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters, layers
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.types import UserError
 
 _KEYS_AND_VALUES = ("k_proj", "v_proj", "kv_b_proj", "query_key_value")

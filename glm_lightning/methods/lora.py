@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.methods.low_rank import LowRank, faster
 from glm_lightning.methods.splitting import Split
 from glm_lightning.types import UserError

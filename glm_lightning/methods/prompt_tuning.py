@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters
-from glm_lightning.methods.base import SHARDING, Ingredients, Method
+from glm_lightning.methods.base import SHARDING, Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.types import UserError
 
 _FROM_IDS = ("chatglm",)

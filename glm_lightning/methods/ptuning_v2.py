@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.models import prefix
 from glm_lightning.models.prefix import Geometry, PrefixEncoder
 from glm_lightning.types import UserError

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning.config import made
 from glm_lightning.estimate.skeleton import skeleton
-from glm_lightning.methods.base import Ingredients, Method
+from glm_lightning.methods.base import Method
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.methods.splitting import splits
 from glm_lightning.models import Source, precision
 from glm_lightning.models.source import WeightsDtype

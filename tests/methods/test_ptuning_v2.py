@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GlmConfig
 
 import glm_lightning
 from glm_lightning import tokenizers
-from glm_lightning.methods.base import Ingredients
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.methods.ptuning_v2 import PTuningV2
 from glm_lightning.models import prefix
 from glm_lightning.models.chatglm import ChatGLMConfig

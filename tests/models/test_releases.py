@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from glm_lightning.methods.base import Ingredients
+from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.methods.lora import LoRA
 from glm_lightning.models import Source
 from glm_lightning.models.releases import CONFIGS, name_of, published
