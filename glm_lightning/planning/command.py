@@ -178,7 +178,12 @@ def _tell(job: _Job, question: Question, rows: Sequence[Row], settings: Sequence
         )
         return
     console.print(table.reason(best, rows), highlight=False)
-    chosen = table.settings(best, longest=work.longest, max_tokens=job.config.data.max_tokens)
+    chosen = table.settings(
+        best,
+        longest=work.longest,
+        max_tokens=job.config.data.max_tokens,
+        checkpointing=job.source.gradient_checkpointing,
+    )
     own = [
         each for each in settings if not each.startswith(("method=", "method.")) or best.method == _own_method(settings)
     ]

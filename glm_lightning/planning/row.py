@@ -80,8 +80,7 @@ def row(name: str, config: DictConfig, source: Source, objective: Objective, que
     """What the method ``name`` takes, which ``config`` has chosen."""
     if problems := list(_refusals(config, source, objective, question)):
         return Row(name, refused="; ".join(problems))
-    asked = (False, True) if not source.gradient_checkpointing else (True,)
-    sources = (source.changed(gradient_checkpointing=checkpointing) for checkpointing in asked)
+    sources = (source.changed(gradient_checkpointing=checkpointing) for checkpointing in (False, True))
     return Row(name, tuple(_choice(config, each, objective, question) for each in sources))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from glm_lightning.estimate.devices import GIB
@@ -22,12 +21,13 @@ def table(rows: Sequence[Row], *, per: str) -> Table:
     ``per`` says what the time is for.
     """
     title = "GiB on one device (+ ckpt: with model.gradient_checkpointing=true)"
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="bold underline")
     made.add_column("method", no_wrap=True)
     for name in ("trained", "weights", "grads", "optim", "activ", "head", "peak"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("fits", no_wrap=True)
-    made.add_column(per, justify="right", no_wrap=True)
+    if any(choice.seconds is not None for each in rows for choice in each.choices):
+        made.add_column(per, justify="right", no_wrap=True)
     for each in rows:
         for choice in each.choices:
             made.add_row(*_cells(each, choice), style="" if choice.works else "dim")
@@ -43,7 +43,7 @@ def _cells(row: Row, choice: Choice) -> list[str]:
         *map(_gib, sizes),
         _gib(choice.expected.peak),
         _fits(choice),
-        "" if choice.seconds is None else duration(choice.seconds),
+        *([] if choice.seconds is None else [duration(choice.seconds)]),
     ]
 
 
@@ -100,13 +100,13 @@ def reason(row: Row, rows: Sequence[Row]) -> str:
     return "; ".join(said)
 
 
-def settings(row: Row, *, longest: int, max_tokens: int) -> list[str]:
-    """What a command line says to run the row's best choice."""
+def settings(row: Row, *, longest: int, max_tokens: int, checkpointing: bool) -> list[str]:
+    """What a command line says to run the row's best choice, where the configuration says so much."""
     best = row.best
     assert best is not None
     said = [f"method={row.method}"]
-    if best.checkpointing:
-        said.append("model.gradient_checkpointing=true")
+    if best.checkpointing != checkpointing:
+        said.append(f"model.gradient_checkpointing={str(best.checkpointing).lower()}")
     if not best.expected.fits:
         said.append(f"data.max_tokens={min(max_tokens, best.fit.rows * longest)}")
     return said

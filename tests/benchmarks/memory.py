@@ -60,7 +60,8 @@ def planned(settings: list[str]) -> float:
     plan = "import sys; from glm_lightning.cli import main; main(['plan', *sys.argv[1:]])"
     command = [sys.executable, "-c", plan, *settings, "--methods", method, "--json"]
     said = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
-    return float(said["methods"][0]["choices"][0]["peak_gib"])
+    choices = {choice["checkpointing"]: choice["peak_gib"] for choice in said["methods"][0]["choices"]}
+    return float(choices["model.gradient_checkpointing=true" in settings])
 
 
 def trained(settings: list[str], number: int, folder: str) -> float:
