@@ -58,6 +58,8 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     with _held_folder(path) as part:
         yield part
         for file in part.rglob("*"):
+            if file.is_file():  # safetensors' are their owner's alone, whatever the umask says
+                file.chmod(part.stat().st_mode & 0o666)
             _fsync(file)
         if replace and path.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,8 @@
 import multiprocessing
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from glm_lightning.files import atomic_folder, digest, fingerprint, lock, recover, sampled_fingerprint, write_text
 
@@ -16,6 +18,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         {}[(part / "a").write_text("half", encoding="utf-8")]
     assert (target / "a").read_text(encoding="utf-8") == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_files_of_a_folder_are_read_by_whom_the_folder_is(tmp_path):
+    with atomic_folder(tmp_path / "made") as part:
+        save_file({"a": torch.zeros(1)}, part / "model.safetensors")
+    folder, file = (path.stat().st_mode & 0o777 for path in (tmp_path / "made", tmp_path / "made/model.safetensors"))
+    assert file == folder & 0o666
 
 
 def test_a_folder_set_aside_by_a_crash_is_put_back(tmp_path):

@@ -46,7 +46,7 @@ def test_every_command_is_one(line):
     elif program == "python":
         assert (ROOT / arguments[0]).is_file() or arguments[0] == "-m"
     else:
-        assert program in {"pip", "pytest", "tensorboard"}
+        assert program in {"pip", "pytest", "tensorboard", "curl"}
 
 
 def test_the_groups_and_options_listed_are_those_of_conf():

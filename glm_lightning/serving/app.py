@@ -350,6 +350,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    if "json" not in request.headers.get("content-type", ""):  # what any page may send without asking is not read
+        return RefusedError(400, "The body is read only with the header Content-Type: application/json.").response()
     problems = []
     for each in error.errors():
         where = ".".join(str(part) for part in each["loc"] if part != "body")

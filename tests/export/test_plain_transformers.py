@@ -7,8 +7,9 @@ import sys
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_families import config_of
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import glm_lightning as gl
 from glm_lightning import templates
@@ -109,12 +110,46 @@ def test_the_same_answers(family, exported, answers):
         assert (live.model(ids).logits - merged).abs().max() < 1e-4
 
 
+# by vllm/model_executor/models/registry.py
+KNOWN_TO_VLLM = {
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_ends_an_answer_and_makes_a_prompt_in_vllm(family, exported):
+    """It stops at the tokenizer's end token and at those of generation_config.json; the template is the tokenizer's."""
+    folder = exported[family][1]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = gl.load(folder).stop_ids
+    assert tokenizer.eos_token_id in stops
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == stops
+    prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert prompt == gl.load(folder).prompt(MESSAGES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_have_the_names_that_vllm_packs(family, exported):
+    """Its loaders put these together themselves: q, k and v, and of experts, which lie one by one, gate and up."""
+    names = set(load_file(exported[family][1] / "model.safetensors"))
+    layer = "model.layers.1."
+    attention = {f"{layer}self_attn.{each}_proj.weight" for each in "qkvo"}
+    assert attention <= names or family == "glm4_moe_lite"
+    if "moe" in family:
+        assert {f"{layer}mlp.experts.0.{each}_proj.weight" for each in ("gate", "up", "down")} <= names
+        assert f"{layer}mlp.gate.e_score_correction_bias" in names
+    else:
+        assert {f"{layer}mlp.{each}_proj.weight" for each in ("gate_up", "down")} <= names
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_files_that_servers_ask_for(family, exported):
-    """vLLM and others read these, and the experts of a mixture one by one."""
     folder = exported[family][1]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["architectures"] == [type(gl.load(folder).model).__name__]
+    assert config["architectures"] == [KNOWN_TO_VLLM[family]]
     assert (config["model_type"], config["dtype"]) == (family, "float32")
     names = {file.name for file in folder.iterdir()}
     assert names == {

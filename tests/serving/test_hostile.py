@@ -56,6 +56,14 @@ def assert_told(status: int, body: bytes) -> None:
         assert error["message"]
 
 
+def test_a_missing_header_is_named(server: Running) -> None:
+    """As of curl without --json, and of forms on other pages."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, _, body = post(f"{server.url}{CHAT}", json.dumps(SOUND).encode(), **headers)
+    assert status == 400
+    assert "Content-Type: application/json" in json.loads(body)["error"]["message"]
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
