@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from glm_lightning import __version__
@@ -89,7 +90,8 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
 def _expected(config: DictConfig, parts: Parts) -> expected.Expected | None:
     """What the run will take; a network that cannot be followed without its weights stops nobody."""
     try:
-        return expected.of_run(config, parts)
+        with isolate_rng():  # what it builds draws numbers, which the other ranks do not
+            return expected.of_run(config, parts)
     except Exception as error:
         parts.method.notices.append(f"memory could not be estimated: {type(error).__name__}: {error}")
         return None

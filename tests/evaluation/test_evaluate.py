@@ -36,7 +36,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_glm: Path, rows: Path) -
                 "model=local", f"model.path={tiny_glm}", "data=messages", f"data.train={rows}", "data.val=8",
                 "data.test=7", "data.batch_size=8", f"data.cache_dir={folder / 'cache'}", "trainer.max_epochs=1",
                 "trainer.max_steps=3", "trainer.precision=32-true", "trainer.accelerator=cpu", "optimizer.lr=1e-2",
-                "evaluation.max_new_tokens=12", "logger=none", f"run_dir={made.path}", f"method={method}", *more,
+                "evaluation.max_new_tokens=12", "general=null", "logger=none", f"run_dir={made.path}",
+                f"method={method}", *more,
             ])  # fmt: skip
         return made
 

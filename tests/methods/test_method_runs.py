@@ -54,7 +54,8 @@ def test_a_run_leaves_what_answers_as_the_live_network(train, name, monkeypatch)
     forward, calls = GlmMLP.forward, []
 
     def counting(self, states):
-        calls.extend([1] * torch.is_grad_enabled())
+        # the estimate before a run computes on tensors without contents
+        calls.extend([1] * (torch.is_grad_enabled() and type(states) is torch.Tensor))
         return forward(self, states)
 
     monkeypatch.setattr(GlmMLP, "forward", counting)
