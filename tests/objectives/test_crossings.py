@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The following rank_pattern keys:
 
 OBJECTIVES = sorted(file.stem for file in (ROOT / "conf" / "objective").glob("*.yaml"))
 METHODS = sorted(file.stem for file in (ROOT / "conf" / "method").glob("*.yaml"))
-QUICK = {("pretrain", "ptuning_v2"), ("preference", "ia3"), ("distill", "freeze"), ("sft", "prompt_tuning")}
+QUICK = {("pretrain", "ptuning_v2"), ("preference", "ia3"), ("distill", "freeze")}
 CASES = [
     pytest.param(objective, method, marks=() if (objective, method) in QUICK else pytest.mark.slow)
     for objective in OBJECTIVES
