@@ -3,6 +3,7 @@
 import inspect
 import re
 from functools import cache
+from importlib.util import find_spec
 
 import pytest
 from hydra.utils import get_object
@@ -17,6 +18,13 @@ CONF = ROOT / "conf"
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml") if file.parent != CONF)
 GIVEN = {"model.path": "somewhere", "data.train": "somewhere.jsonl"}
 """What stands for values that only users know."""
+
+LAUNCHERS = {
+    "slurm": "hydra_plugins.hydra_submitit_launcher",
+    "slurm_local": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
+}
+"""Optional packages that conf/launcher/ is made of."""
 
 RUN_TIME = {"num_steps"}
 """Keyword arguments that a run gives to what it builds, beside those of PROVIDED."""
@@ -37,6 +45,8 @@ def hydra():
 @cache
 def composed(file):
     """The whole configuration with this file in it."""
+    if file.parts[0] == "launcher" and find_spec(LAUNCHERS[file.stem]) is None:
+        pytest.skip(f"{LAUNCHERS[file.stem]} is not installed")
     tree = composing.composed([f"{file.parent.as_posix()}={file.stem}"])
     tree.run_dir = "somewhere"
     for key in OmegaConf.missing_keys(tree):

@@ -127,10 +127,10 @@ def _override_places(argv: Sequence[str]) -> list[int]:
 
 
 def _is_multirun(argv: Sequence[str]) -> bool:
-    """``-m``, or a file of conf/sweep/, each of which sets hydra.mode."""
+    """``-m``, or a file of conf/sweep/ or conf/launcher/, each of which sets hydra.mode."""
     return any(
         argument in ("-m", "--multirun", "hydra.mode=MULTIRUN")
-        or (argument.startswith("sweep=") and argument not in ("sweep=", "sweep=null"))
+        or (argument.startswith(("sweep=", "launcher=")) and argument.partition("=")[2] not in ("", "null"))
         for argument in argv
     )
 

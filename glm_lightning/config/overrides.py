@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,12 +100,21 @@ def _key_problems(
         try:
             config = composing.composed(combination, config_name=config_name)
         except composing.ERRORS as error:
-            yield ": ".join([*filter(None, [" ".join(combination)]), _first_line(error)])
+            yield ": ".join([*filter(None, [" ".join(combination)]), _missing_plugin(error) or _first_line(error)])
             continue
         where = f" (with {' '.join(combination)})" if any(item.is_sweep for item in chosen) else ""
         for item in keys:
             if problem := _key_problem(item, config, groups, multirun=multirun):
                 yield problem + where
+
+
+def _missing_plugin(error: Exception) -> str | None:
+    """What to install, where conf/launcher/ names a launcher that Hydra does not know."""
+    found = re.search(r"'hydra/launcher/(submitit|ray)", str(error))
+    if found is None:
+        return None
+    extra = {"submitit": "slurm", "ray": "ray"}[found[1]]
+    return f"its launcher is not installed here: pip install 'glm-lightning[{extra}]'"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from glm_lightning.config import check, made
+from glm_lightning.config import check, exit_on_user_error, made
 from glm_lightning.config.command_line import sources
 from glm_lightning.config.quoting import parsed
 from glm_lightning.files import read_json, write_json
@@ -27,7 +29,7 @@ COMMAND = "command.json"
 
 INTERRUPTED = 128 + signal.SIGINT
 
-_OWN = ("sweep", "hydra")
+_OWN = ("sweep", "launcher", "hydra")
 
 
 @final
@@ -35,7 +37,7 @@ class Grid:
     """How the jobs of a sweep are run: the ``sweep`` node of the configuration.
 
     Args:
-        jobs: how many run at once.
+        jobs: how many run at once, where no launcher of a cluster says so itself.
         retry: a sweep that goes on runs its failed jobs again.
     """
 
@@ -64,19 +66,25 @@ def run_job(config: DictConfig) -> float:
     argv = command_line(folder)
     overrides = own(hydra.overrides.task)
     swept = _differing(overrides, argv)
+    at_once = settings.jobs if is_here(hydra) else 1
     before = settled(number, swept, folder, retry=settings.retry)
     if before is not None:
         record(before, folder)
         print(f"job {number}: {before.status} before ({' '.join(swept)})", flush=True)
         return before.score
-    _pool = _pool or Pool(folder, size=settings.jobs)
+    _pool = _pool or Pool(folder, size=at_once)
     try:
-        _pool.wait(below=settings.jobs)
+        _pool.wait(below=at_once)
         _pool.start(number, swept, [*sources(argv), *overrides])
-        ended = _pool.wait(below=1) if settings.jobs == 1 else []
+        ended = _pool.wait(below=1) if at_once == 1 else []
     except KeyboardInterrupt:
         stop(_pool)
     return ended[0].score if ended else math.nan
+
+
+def is_here(hydra: Any) -> bool:
+    """Whether Hydra calls us for one job after another in this process, and no launcher elsewhere for each."""
+    return str(hydra.launcher._target_).rpartition(".")[2] == "BasicLauncher"
 
 
 def of(config: DictConfig) -> Any:
@@ -97,9 +105,15 @@ def own(overrides: Sequence[str]) -> list[str]:
 def stop(pool: Pool) -> None:
     """End an interrupted sweep: its jobs first, then the table, and how to go on."""
     pool.stop()
-    report(pool.folder)
-    tell_how_to_go_on(pool.folder, command_line(pool.folder))
+    atexit.unregister(_report_what_is_left)
+    _report_what_is_left(pool.folder)
     sys.exit(INTERRUPTED)
+
+
+def _report_what_is_left(folder: Path) -> None:
+    """The table so far, and how to go on."""
+    report(folder)
+    tell_how_to_go_on(folder, command_line(folder))
 
 
 def keep_command_line(folder: Path) -> None:
@@ -120,13 +134,51 @@ def _differing(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
     return [override for override in overrides if override.partition("=")[0] not in fixed]
 
 
+def _check_launcher(config: DictConfig) -> None:
+    """Raise `UserError` for what a launcher would not do, or do twice."""
+    launcher = config.hydra.launcher
+    if is_here(config.hydra):
+        return
+    problems = []
+    if str(config.sweep.get("_target_")).endswith("Search"):
+        problems.append("launcher is given with a search: it starts its jobs itself, here; leave the launcher out")
+    if str(launcher._target_).endswith("SlurmLauncher") and shutil.which("srun") is None:
+        problems.append(
+            "launcher is slurm: there is no srun here; start the sweep on a machine of the cluster, or try it with "
+            "launcher=slurm_local"
+        )
+    if config.sweep.get("jobs", 1) != 1:
+        problems.append(
+            f"sweep.jobs is {config.sweep.jobs}: the launcher decides how many jobs run at once (slurm: "
+            "hydra.launcher.array_parallelism, ray: what hydra.launcher.ray.remote takes); leave it out"
+        )
+    problems += [
+        f"hydra.launcher.{key} is {launcher[key]}: every process would run the whole job; set it to 1, and the ranks "
+        "of a job by trainer.devices"
+        for key in ("nodes", "tasks_per_node")
+        if launcher.get(key, 1) != 1
+    ]
+    if problems:
+        raise UserError(problems)
+
+
 @final
 class Report(Callback):
     """Hydra's callback around a sweep: only Hydra knows which job is the last."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Keep the command line."""
-        keep_command_line(Path(config.hydra.sweep.dir).absolute())
+        """Keep the command line; should a launcher lose a job, or be interrupted, there is a table all the same.
+
+        Raises:
+            SystemExit: exit code 2 where the launcher and the sweep do not go together.
+        """
+        folder = Path(config.hydra.sweep.dir).absolute()
+        with exit_on_user_error():
+            _check_launcher(config)
+        keep_command_line(folder)
+        atexit.register(_report_what_is_left, folder)
+        if not is_here(config.hydra):
+            print(f"The launcher runs the jobs; what they print goes to {folder}/*.log", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Wait for the jobs that still run; print and write the table.
@@ -135,6 +187,7 @@ class Report(Callback):
             SystemExit: exit code 1 where no job has succeeded. One that has makes the sweep a success.
         """
         folder = Path(config.hydra.sweep.dir).absolute()
+        atexit.unregister(_report_what_is_left)
         if _pool is not None:
             try:
                 _pool.wait(below=1)

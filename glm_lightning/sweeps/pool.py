@@ -18,6 +18,8 @@ from glm_lightning.sweeps.jobs import Job, Status, name, outcome, record
 from glm_lightning.sweeps.processes import Process, terminated_as_interrupted
 
 _LOOKS_A_SECOND = 10
+_APART = {"SLURM_JOB_NAME": "bash"} if "SLURM_NTASKS" in os.environ else {}
+"""Lets Lightning start a job's ranks itself inside a task of SLURM: as where somebody types commands, srun did not."""
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Pool:
         process = Process(
             [sys.executable, str(entry_point()), *words],
             log,
-            environment=share(slot, self.size),
+            environment=_APART | share(slot, self.size),
             shown=self.size == 1,
         )
         self._running[number] = _Running(

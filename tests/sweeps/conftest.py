@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,12 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "conf" / "sweep" / "rates.yaml").write_text(
         "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      lr: 3,1,2\n", encoding="utf-8"
     )
+    (folder / "conf" / "launcher").symlink_to(ROOT / "conf" / "launcher")
     optuna = (ROOT / "conf" / "sweep" / "optuna.yaml").read_text(encoding="utf-8").partition("  space:")[0]
     (folder / "conf" / "sweep" / "optuna.yaml").write_text(
         f"{optuna}  space: {{lr: {{low: 0.01, high: 1.0, log: true}}}}\n", encoding="utf-8"
     )
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONUTF8", "1")
     monkeypatch.setattr(pool, "entry_point", lambda: folder / "train.py")
     monkeypatch.chdir(tmp_path)

@@ -62,7 +62,7 @@ def run(cfg, *, overrides=()):
 """
 
 CONFIG = """
-defaults: [_self_, sweep: null, override hydra/job_logging: none, override hydra/hydra_logging: none]
+defaults: [_self_, sweep: null, launcher: null, override hydra/job_logging: none, override hydra/hydra_logging: none]
 outputs: outputs
 run_dir: null
 resume: null
