@@ -103,7 +103,7 @@ def main() -> None:
     """Run both, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=120, help="optimizer steps of a run")
     parser.add_argument("--spread", type=float, default=0.4, help="seconds behind a step within which a kill comes")
     parser.add_argument("--startup", type=float, default=6.0, help="seconds of start-up within which a fifth come")
     parser.add_argument("--seed", type=int, default=0)
