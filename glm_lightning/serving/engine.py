@@ -137,7 +137,7 @@ class Engine:
         """Whether rows that are submitted will be answered."""
         return self._thread.is_alive() and not self._is_closed
 
-    @torch.inference_mode()  # 6 % fewer milliseconds a token than no_grad on two cores
+    @torch.inference_mode()  # each operation costs less than under no_grad
     def _run(self) -> None:
         try:
             while self._await_work():

@@ -103,12 +103,13 @@ def main() -> None:
     """Run both, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=120, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, help="optimizer steps of a run (default: 6 for each kill)")
     parser.add_argument("--spread", type=float, default=0.4, help="seconds behind a step within which a kill comes")
     parser.add_argument("--startup", type=float, default=6.0, help="seconds of start-up within which a fifth come")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", default=["method.dropout=0.1"])
     args = parser.parse_intermixed_args()
+    args.steps = args.steps or 6 * args.kills
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         left, killed = (RunFolder(Path(folder) / name) for name in ("left", "killed"))

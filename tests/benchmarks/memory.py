@@ -2,7 +2,8 @@
 
     python tests/benchmarks/memory.py MODEL --data alpaca.json [ROWS]
 
-One epoch over the first ROWS (32) rows for each of `CONFIGURATIONS`. A JSON line for each: GiB expected before the run,
+One epoch over the first ROWS (32) rows for each of `CONFIGURATIONS`: two optimizer steps at least, as the averages that
+the first one makes lie beside the activations of the second. A JSON line for each: GiB expected before the run,
 GiB that the process took at its most (`peak_gib` of its report), and their ratio. Exits with 1 if one is off by more
 than `SLACK`.
 """
