@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,21 @@ def largest_difference(one: Weights, other: Weights) -> float:
     """Largest absolute difference over all tensors."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def training_losses(run: RunFolder) -> list[float]:
+    """The loss of each step that was logged."""
+    return _logged(run, "train/loss")
+
+
+def validation_losses(run: RunFolder) -> list[float]:
+    """The loss of each validation."""
+    return _logged(run, "val/loss")
+
+
+def _logged(run: RunFolder, name: str) -> list[float]:
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [line[name] for line in lines if name in line]
 
 
 class _Died(Exception):  # noqa: N818

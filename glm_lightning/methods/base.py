@@ -129,7 +129,8 @@ class Method(pl.LightningModule, ABC):
         training_attention.use(loaded)
         if self.ingredients.liger:
             self.notices.append(liger.apply(loaded))
-        network = self.adapt(loaded)
+        with _drawn_on_cpu():
+            network = self.adapt(loaded)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise UserError(f"method={type(self).__name__.lower()}: nothing in this network is trained")
         parameters.widen(network)
@@ -325,7 +326,7 @@ class Method(pl.LightningModule, ABC):
         if self.trainer.global_step % self.ingredients.log_every_n_steps == 0 or self.trainer.global_step == 1:
             assert self._step_sums is not None
             loss, *sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
-            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", loss)
             self.log_dict({f"train/{name}": value for name, value in zip(self._measured, sums, strict=True)})
             # Lightning takes a metric of this name as the curve's x axis, where it would count from 0 itself
             self.log_dict(self._seen_by_optimizer | {"step": float(self.trainer.global_step)})
@@ -349,7 +350,7 @@ class Method(pl.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Log the loss, and what the objective measures beside it, over all validation samples of all ranks."""
         for name, value in self.validation_metrics().items():
-            self.log(name, value, prog_bar=name == "val/loss")
+            self.log(name, value)
         self.log("step", float(self.trainer.global_step))
 
     def validation_metrics(self) -> dict[str, float]:
@@ -383,6 +384,12 @@ class Method(pl.LightningModule, ABC):
         if problems:
             raise UserError(problems)
         recount(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def _drawn_on_cpu() -> AbstractContextManager[Any]:
+    """Where new parameters begin: Lightning makes the run's device the default, whose random numbers are its own."""
+    is_planned = torch.get_default_device().type == "meta"
+    return contextlib.nullcontext() if is_planned else torch.device("cpu")
 
 
 def _mixed(seed: int, *numbers: int) -> int:

@@ -129,10 +129,10 @@ class PTuningV2(Method):
             embedding_dim=embedding_dim if self._projection else None,
             projection_hidden=(self._projection_hidden or hidden) if self._projection else 0,
             dtype=torch.promote_types(network.dtype, torch.float32),
-            device=network.device,
+            device="meta" if network.device.type == "meta" else "cpu",
         )
         nn.init.normal_(encoder.embedding.weight, std=self._std)
-        return encoder
+        return encoder.to(network.device)
 
     def _check_stored(self, folder: Path, geometry: Geometry) -> None:
         encoder = prefix.read(folder, geometry)

@@ -97,9 +97,12 @@ def _seconds_of_product(dtype: torch.dtype, *, size: int = 256) -> float:
 
 
 def allow_tf32(name: str, *, device: str) -> None:
-    """Let a GPU multiply in TF32 what is left in float32 beside 16-bit products, which have fewer digits still."""
-    if device == "cuda" and not name.startswith(("32", "64")):
-        torch.set_float32_matmul_precision("high")
+    """Let a GPU multiply in TF32 what is left in float32 beside 16-bit products, which have fewer digits still.
+
+    In float32 it multiplies exactly, whatever an earlier run in this process was allowed.
+    """
+    if device == "cuda":
+        torch.set_float32_matmul_precision("highest" if name.startswith(("32", "64")) else "high")
 
 
 def autocast(precision: str, *, device: str) -> AbstractContextManager[Any]:

@@ -256,8 +256,8 @@ class Source:
     def load(self, *, dtype: WeightsDtype = "auto", device: str | None = None) -> PreTrainedModel:
         """Load the network for training or inference; ``self.dtype`` wins over ``dtype`` unless it is ``auto``.
 
-        ``device`` is where weights are quantised and stay; None is the current GPU, if there is one. Weights that are
-        not quantised come to the CPU.
+        ``device`` is where weights are quantised and stay; None is torch's default device, which Lightning sets to
+        that of the run. Weights that are not quantised come to the default device.
 
         Raises:
             UserError: the files lack weights of the network, or hold some of another shape or of another network.
@@ -279,7 +279,8 @@ class Source:
                 dtype=torch_dtype,
                 attn_implementation=self.attention,
                 quantization_config=self._quantization(torch_dtype),
-                device_map={"": device} if self.quantize is not None and device is not None else None,
+                # transformers' own choice would be a GPU, in a run on the CPU as well
+                device_map={"": device or torch.get_default_device()} if self.quantize is not None else None,
                 trust_remote_code=False,
                 # `_faults` refuses those with a clearer message
                 ignore_mismatched_sizes=True,

@@ -148,7 +148,7 @@ def _need(config: DictConfig, parts: Parts, *, most: int | None = None, **change
         then = expected.of_run(config, parts, source=replace(parts.source, **changes), most=most).memory.peak
     except Exception:  # what went wrong is being told already
         return ""
-    return f"; tensors would take about {shown(then)} instead of {shown(now)}"
+    return f"; tensors would take about {shown(then)} instead of {shown(now)}" if then < now else "; saves nothing here"
 
 
 @final

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CONFIGURATIONS = (
     ("method=lora",),
@@ -57,12 +58,17 @@ def main() -> None:
 
 def planned(settings: list[str]) -> float:
     """GiB that are expected."""
+    choices = {choice["checkpointing"]: choice["peak_gib"] for choice in planned_choices(settings)}
+    return float(choices["model.gradient_checkpointing=true" in settings])
+
+
+def planned_choices(settings: list[str]) -> list[dict[str, Any]]:
+    """What `glm plan` says of the method in ``settings``, without and with gradient checkpointing."""
     method = next(each.partition("=")[2] for each in settings if each.startswith("method="))
     plan = "import sys; from glm_lightning.cli import main; main(['plan', *sys.argv[1:]])"
     command = [sys.executable, "-c", plan, *settings, "--methods", method, "--json"]
     said = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
-    choices = {choice["checkpointing"]: choice["peak_gib"] for choice in said["methods"][0]["choices"]}
-    return float(choices["model.gradient_checkpointing=true" in settings])
+    return list(said["methods"][0]["choices"])
 
 
 def trained(settings: list[str], number: int, folder: str) -> float:

@@ -112,17 +112,21 @@ def matrix_weights(overrides: list[str]) -> int:
     return sum(m.weight.numel() for m in skeleton.modules() if isinstance(m, nn.Linear) and m is not head)
 
 
-def matmul_rate(precision: str, *, size: int = 1536, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a square product on all threads, in the type of ``precision``."""
+def matmul_rate(precision: str, *, device: str = "cpu", seconds: float = 2.0) -> float:
+    """Floating-point operations a second of a square product, on all threads or a GPU, in the type of ``precision``."""
     import torch
 
     kinds = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
-    left = torch.randn(size, size, dtype=kinds.get(precision, torch.float32))
-    (left @ left).sum()
+    size = 1536 if device == "cpu" else 8192
+    left = torch.randn(size, size, dtype=kinds.get(precision, torch.float32), device=device)
+    float((left @ left).sum())
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        left @ left
+        product = left @ left
+        if device != "cpu":
+            torch.cuda.synchronize()
         count += 1
+    del product
     return count * 2 * size**3 / (time.perf_counter() - start)
 
 

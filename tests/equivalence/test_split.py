@@ -3,12 +3,7 @@
 import json
 
 import pytest
-from tiny_runs import largest_difference, weights
-
-
-def validation_losses(run):
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [line["val/loss"] for line in lines if "val/loss" in line]
+from tiny_runs import largest_difference, validation_losses, weights
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
