@@ -84,11 +84,13 @@ def skeleton_of(family: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config_of(family))
 
 
-def quantized(family: str, kind: quantization.Quantize, folder: Path) -> PreTrainedModel:
+def quantized(family: str, kind: quantization.Quantize, folder: Path, *, device: str = "cpu") -> PreTrainedModel:
     """The network as it is loaded in so few bits; ``folder`` is where it is written first."""
     network_of(family).save_pretrained(folder)
     settings = quantization.settings(kind, double=True, compute_dtype=torch.float32)
-    network = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, dtype=torch.float32)
+    network = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=settings, dtype=torch.float32, device_map={"": device}
+    )
     quantization.keep_trainable(network)
     return network
 

@@ -62,11 +62,11 @@ def planned(settings: list[str]) -> float:
     return float(choices["model.gradient_checkpointing=true" in settings])
 
 
-def planned_choices(settings: list[str]) -> list[dict[str, Any]]:
+def planned_choices(settings: list[str], *options: str) -> list[dict[str, Any]]:
     """What `glm plan` says of the method in ``settings``, without and with gradient checkpointing."""
     method = next(each.partition("=")[2] for each in settings if each.startswith("method="))
     plan = "import sys; from glm_lightning.cli import main; main(['plan', *sys.argv[1:]])"
-    command = [sys.executable, "-c", plan, *settings, "--methods", method, "--json"]
+    command = [sys.executable, "-c", plan, *settings, *options, "--methods", method, "--json"]
     said = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
     return list(said["methods"][0]["choices"])
 

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,10 +67,12 @@ def main() -> None:
         apart(make, options.release, options.tokenizer, model, layers=options.layers, device=device)
         given = [f"model={options.release}", f"model.path={model}", f"data.train={options.data}", *SETTINGS]
         given += [f"data.cache_dir={folder}/cache", f"trainer.max_steps={options.steps}", *options.overrides]
-        weights = matrix_weights(given)
-        for method in options.methods.split(","):
-            settings = [*given, f"method={method}"]
-            choices = {choice["checkpointing"]: choice for choice in planned_choices(settings)}
+        weights, sized = matrix_weights(given), _size()
+        plans = ThreadPoolExecutor(4)
+        of_method = {name: [*given, f"method={name}"] for name in options.methods.split(",")}
+        planned = {name: plans.submit(planned_choices, settings, *sized) for name, settings in of_method.items()}
+        for method, settings in of_method.items():
+            choices = {choice["checkpointing"]: choice for choice in planned[method].result()}
             for checkpointing in options.checkpointing.split(","):
                 expected = choices[checkpointing == "true"]
                 run = Path(folder) / f"{method}-{checkpointing}"
@@ -119,6 +121,15 @@ def measured(settings: list[str], run: Path) -> dict[str, Any]:
         "tokens_per_s": round(speeds[-1], 1),
         "trained": report["trained_parameters"],
     }
+
+
+def _size() -> list[str]:
+    """What tells `glm plan` the memory of the first GPU, which it then leaves alone."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--id=0", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    total = subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout.strip()
+    return ["--memory", f"{total}MiB"]
 
 
 @contextlib.contextmanager
