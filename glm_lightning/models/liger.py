@@ -1,7 +1,7 @@
 """Liger's Triton kernels in the place of a network's norms and gated activations.
 
 Liger's own switch knows one GLM of five and says nothing where it changes nothing; here modules are recognised by what
-they compute, and counted. Never run on a GPU: the tests put plain functions in the kernels' place.
+they compute, and counted. The kernels themselves run in `tests/gpu` only.
 """
 
 from __future__ import annotations
