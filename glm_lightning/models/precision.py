@@ -14,7 +14,8 @@ from glm_lightning.models.source import WeightsDtype
 from glm_lightning.types import UserError
 
 SMALL = 50_000_000
-"""Parameters below which bfloat16 gains nothing on a CPU: converting costs more than the faster products save."""
+"""Parameters below which bfloat16 gains nothing on a CPU: converting costs more than the faster products save. What
+such a network does lies in its calls rather than in its tensors."""
 
 
 ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}

@@ -23,8 +23,9 @@ from glm_lightning import __version__
 from glm_lightning import config as configuration
 from glm_lightning.callbacks import Throughput
 from glm_lightning.files import digest, lock, write_json
+from glm_lightning.models.precision import SMALL
 from glm_lightning.runs import RunFolder, checkpoints
-from glm_lightning.training import console, expected, failures, forgetting, launching, resuming, starting
+from glm_lightning.training import console, expected, failures, forgetting, heap, launching, resuming, starting
 from glm_lightning.training.artefact import leave_artefact, put_together
 from glm_lightning.training.build import build
 from glm_lightning.training.parts import Parts
@@ -71,6 +72,8 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     folder = RunFolder(Path(config.run_dir))
     configuration.check(with_autos_set(config), provided=PROVIDED)
     parts = build(config, folder)
+    if parts.source.num_parameters >= SMALL:
+        heap.give_back_large_blocks()
     pl.seed_everything(config.seed, verbose=False)
     with _owned(folder, is_first=parts.trainer.is_global_zero), console.named_warnings_ignored():
         checkpoint = launching.of_first(parts.trainer, lambda: _checkpoint(folder, parts))

@@ -1,0 +1,48 @@
+"""What the C library keeps of freed memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FREE = """
+import ctypes, os, sys
+from pathlib import Path
+from glm_lightning.training import heap
+
+if sys.argv[1] == "set":
+    heap.give_back_large_blocks()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def blocks(size, count):
+    made = [libc.malloc(size) for _ in range(count)]
+    for each in made:
+        ctypes.memset(each, 1, size)
+    return made
+
+libc.free(blocks(24 << 20, 1)[0])  # glibc's own threshold grows to this, if it may
+before = resident()
+large = blocks(8 << 20, 16)
+pin = blocks(900 << 10, 4)  # lie on top of the heap, and keep it from shrinking
+for each in large:
+    libc.free(each)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+@pytest.mark.parametrize("how", ["set", "unset"])
+def test_freed_blocks_go_back_to_the_system(how: str) -> None:
+    """And without the call they do not, or there would be nothing to test."""
+    bare = {key: value for key, value in os.environ.items() if key not in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")}
+    command = [sys.executable, "-c", FREE, how]
+    kept = int(subprocess.run(command, env=bare, capture_output=True, check=True, encoding="utf-8").stdout)
+    assert kept < 16 << 20 if how == "set" else kept > 64 << 20
