@@ -203,6 +203,8 @@ class Distill(Objective):
         outputs = at_supervised(network, batch, minimised, **options)
         total, *measured = results[0]
         sums = dict(zip(("divergence", "cross_entropy", "token_accuracy"), measured, strict=True))
+        if of_teacher is None:
+            sums["kept_probability"] = -batch.given["rest"].to(total.dtype).expm1().sum()
         if self._projections is not None and of_teacher is not None:
             distance = self._projections(outputs.hidden_states, of_teacher[2].hidden_states, batch)
             total = total + self.hidden_states * distance

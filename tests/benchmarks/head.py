@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 
 import torch
+from loading import Peak, anonymous
 from torch import Tensor
 
 from glm_lightning.losses import linear_cross_entropy
@@ -46,7 +46,9 @@ def measure(release: str, way: str, positions: int, device: str) -> None:
     states = torch.randn(positions, width, dtype=torch.bfloat16).to(device).requires_grad_()
     targets = torch.randint(vocabulary, (positions,)).to(device)
     function: Callable[[Tensor, Tensor, Tensor], Tensor] = {"ours": ours, "usual": usual}[way]
-    before, seconds = peak(device), []
+    before, seconds = taken(device), []
+    watch = Peak()
+    watch.start()
     for _ in range(3):
         start = time.perf_counter()
         total = function(states, head, targets)
@@ -54,15 +56,14 @@ def measure(release: str, way: str, positions: int, device: str) -> None:
         loss = float(total.detach()) / positions
         seconds.append(time.perf_counter() - start)
     line = {"release": release, "vocabulary": vocabulary, "positions": positions, "way": way}
-    taken = {"gib": round(peak(device) - before, 3), "seconds": round(min(seconds), 2), "loss": round(loss, 4)}
-    print(json.dumps(line | taken), flush=True)
+    most = torch.cuda.max_memory_allocated() if device == "cuda" else watch.highest
+    found = {"gib": round((most - before) / 2**30, 3), "seconds": round(min(seconds), 3), "loss": round(loss, 4)}
+    print(json.dumps(line | found), flush=True)
 
 
-def peak(device: str) -> float:
-    """GiB so far."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def taken(device: str) -> int:
+    """Bytes now."""
+    return torch.cuda.memory_allocated() if device == "cuda" else anonymous()
 
 
 def main() -> None:
