@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from glm_lightning.training import heap
+
 FREE = """
 import ctypes, os, sys
 from pathlib import Path
@@ -46,3 +48,13 @@ def test_freed_blocks_go_back_to_the_system(how: str) -> None:
     command = [sys.executable, "-c", FREE, how]
     kept = int(subprocess.run(command, env=bare, capture_output=True, check=True, encoding="utf-8").stdout)
     assert kept < 16 << 20 if how == "set" else kept > 64 << 20
+
+
+def test_a_small_network_leaves_it_as_it_is(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(heap, "give_back_large_blocks", lambda: calls.append(True))
+    train("small")
+    assert not calls
+    monkeypatch.setattr(sys.modules["glm_lightning.training.run"], "SMALL", 0)
+    train("large")
+    assert calls == [True]
