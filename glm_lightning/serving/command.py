@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     from glm_lightning.serving import app as http
     from glm_lightning.serving.engine import Engine
     from glm_lightning.serving.library import Library
-    from glm_lightning.serving.threads import passing
+    from glm_lightning.serving.threads import apart
 
     keys = _keys(options.api_key_file)
     if problems := list(_problems(options, has_keys=bool(keys))):
@@ -56,9 +56,7 @@ def main(argv: Sequence[str]) -> None:
     )
     names = library.check()
     with _socket(options.host, options.port) as listening:
-        with passing() as thread:
-            limits = thread.submit(lambda: _limits(options, library.load())).result()
-        engine = Engine(limits)
+        engine = Engine(apart(lambda: _limits(options, library.load())).result())
         settings = http.Settings(
             keys=keys,
             hosts=None if keys else frozenset({"localhost", "127.0.0.1", "::1", options.host}),

@@ -20,7 +20,7 @@ from glm_lightning.models.quantization import Quantize
 from glm_lightning.models.quiet import quiet
 from glm_lightning.models.source import Hub, WeightsDtype
 from glm_lightning.models.twin import twin
-from glm_lightning.serving.threads import passing
+from glm_lightning.serving.threads import apart
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
 from glm_lightning.types import UserError
@@ -148,8 +148,7 @@ class Library:
         async with self._lock:
             known = self._loaded.pop(wanted, None)
             if known is None or known.offer.stamp != offer.stamp:
-                with passing() as thread:
-                    known = await asyncio.get_running_loop().run_in_executor(thread, self._served, wanted, offer)
+                known = await asyncio.wrap_future(apart(self._served, wanted, offer))
             self._loaded[wanted] = known  # the one asked for last stands last
             self._forget()
             return known.served

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from memory import planned_choices
+from memory import QUIET, planned_choices
 from throughput import matmul_rate, matrix_weights
 
 from glm_lightning.models import Source
@@ -37,15 +37,7 @@ from glm_lightning.models.releases import published
 
 T = TypeVar("T")
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-SETTINGS = (
-    "data.val=null",
-    "general=null",
-    "trainer.max_epochs=100",
-    "trainer.log_every_n_steps=10",
-    "callbacks.checkpoints=null",
-    "callbacks.early_stopping=null",
-    "logger=none",
-)
+SETTINGS = (*QUIET, "general=null", "logger=none", "trainer.max_epochs=100")
 
 
 def main() -> None:
@@ -125,11 +117,13 @@ def measured(settings: list[str], run: Path) -> dict[str, Any]:
 
 def _size() -> list[str]:
     """What tells `glm plan` the memory of the first GPU, which it then leaves alone."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", "--id=0", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    total = subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout.strip()
-    return ["--memory", f"{total}MiB"]
+    return ["--memory", f"{_asked('memory.total')}MiB"] if shutil.which("nvidia-smi") else []
+
+
+def _asked(query: str) -> int:
+    """What nvidia-smi says of the first GPU."""
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
 
 
 @contextlib.contextmanager
@@ -137,11 +131,10 @@ def used() -> Iterator[list[int]]:
     """While it is entered, MiB that are taken of the first GPU are added to the list five times a second."""
     found: list[int] = []
     ended = threading.Event()
-    command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
 
     def watch() -> None:
         while not ended.wait(0.2):
-            found.append(int(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout))
+            found.append(_asked("memory.used"))
 
     if shutil.which("nvidia-smi"):
         watcher = threading.Thread(target=watch)

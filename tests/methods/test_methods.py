@@ -22,6 +22,7 @@ from tiny_runs import ROOT
 from transformers import AutoModelForCausalLM
 
 from glm_lightning.inference.generation import generate, stream
+from glm_lightning.methods import base as methods_base
 from glm_lightning.models import prefix
 from glm_lightning.objectives.sft import SFT
 from glm_lightning.types import UserError
@@ -175,3 +176,10 @@ def test_what_cannot_work_is_refused_by_name(name, family):
     method = made(name)
     with pytest.raises(UserError, match=r"use (method=ptuning_v2|quantize=null)"):
         method.examine(skeleton_of(family))
+
+
+@pytest.mark.parametrize(("run", "drawn"), [("cuda:0", "cpu"), ("cpu", "cpu"), ("meta", "meta")])
+def test_what_is_new_begins_on_the_cpu_unless_it_is_only_planned(run, drawn):
+    """Lightning makes the run's device the default one, and a GPU's random numbers are others."""
+    with torch.device(run), methods_base._drawn_on_cpu():
+        assert torch.get_default_device().type == drawn

@@ -74,6 +74,14 @@ def test_tf32_only_where_fewer_digits_are_kept_anyway(monkeypatch, name, device,
     assert said[-1] == expected
 
 
+def test_a_float32_run_does_not_keep_the_tf32_of_one_before(monkeypatch):
+    said = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    precision.allow_tf32("bf16-mixed", device="cuda")
+    precision.allow_tf32("32-true", device="cuda")
+    assert said == ["high", "highest"]
+
+
 def test_what_is_asked_for_is_taken():
     assert precision.choose("64-true", device="cuda", num_parameters=1).name == "64-true"
 

@@ -167,6 +167,16 @@ def test_the_more_is_kept_the_nearer_the_loss():
     assert losses[-1] <= live + 1e-6
 
 
+@pytest.mark.parametrize("k", [4, VOCABULARY])
+def test_how_much_of_the_teacher_is_kept_is_told(k):
+    sample, teacher = batch(), wider(vocabulary=VOCABULARY)
+    objective, _ = kept_of(teacher, sample, top_k=k, top_k_dtype="float32")
+    kept = objective.loss(network(seed=0), sample).sums["kept_probability"].detach()
+    # nothing is kept twice: what the entries hold together, counted from them
+    assert float(kept) == pytest.approx(float(sample.given["log_probs"].detach().exp().sum()), rel=1e-5)
+    assert (float(kept) == pytest.approx(len(sample.targets))) is (k == VOCABULARY)
+
+
 def test_what_is_on_disk_already_needs_no_teacher():
     _, known, _ = begun(wider(), ahead=lambda *args, **how: None, top_k=4)
     assert known.loads == 0
