@@ -46,13 +46,15 @@ def main() -> None:
     """Run the job once, and print the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("rows", type=int, nargs="?", default=160)
     parser.add_argument("--data", type=Path, required=True, help="a JSON array of Alpaca rows")
     parser.add_argument("--profile", action="store_true", help="a table of operators on stderr; slows the job down")
-    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("settings", nargs="*", metavar="[ROWS] key=value", help="rows of the job (160), and settings")
     options = parser.parse_intermixed_args()
+    count, *overrides = (
+        options.settings if options.settings and options.settings[0].isdigit() else ["160", *options.settings]
+    )
     with tempfile.TemporaryDirectory() as folder:
-        rows = json.loads(options.data.read_text(encoding="utf-8"))[: options.rows]
+        rows = json.loads(options.data.read_text(encoding="utf-8"))[: int(count)]
         data = Path(folder) / "rows.json"
         data.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
         own = [
@@ -61,7 +63,7 @@ def main() -> None:
             f"outputs={folder}",
             f"data.cache_dir={folder}/cache",
         ]
-        line = job([*JOB, *own, *options.overrides], profile=options.profile)
+        line = job([*JOB, *own, *overrides], profile=options.profile)
     peak_rate = matmul_rate(str(line["precision"]))
     products = 4 * line.pop("weights") + 2 * line["trained"]
     line["matmul_gflops"] = round(peak_rate / 1e9, 1)
