@@ -22,7 +22,7 @@ from glm_lightning.files import digest
 from glm_lightning.methods import layers, parameters, quantized, tracing, weights
 from glm_lightning.methods.counters import recount
 from glm_lightning.methods.ingredients import Ingredients
-from glm_lightning.models import compiling, liger, training_attention
+from glm_lightning.models import compiling, cpu_rotary, elementwise, liger, training_attention
 from glm_lightning.objectives.base import Stage
 from glm_lightning.objectives.supervised import refuse_leaks
 from glm_lightning.strategies.parts import assign, gathered, whole
@@ -127,8 +127,11 @@ class Method(pl.LightningModule, ABC):
             return
         loaded = self.ingredients.load()
         training_attention.use(loaded)
+        cpu_rotary.use(loaded)
         if self.ingredients.liger:
             self.notices.append(liger.apply(loaded))
+        else:
+            elementwise.use(loaded)
         with _drawn_on_cpu():
             network = self.adapt(loaded)
         if not any(parameter.requires_grad for parameter in network.parameters()):

@@ -7,6 +7,7 @@ forwards, and into the gradient of its input backwards; the input is kept once, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -49,30 +50,60 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     own_bias = None if bias is None else bias.to(dtype)
     rows = x.to(dtype).flatten(0, -2)
-    result = _LoraLinear.apply(rows, weight.to(dtype), own_bias, a.to(dtype), b.to(dtype), scaling)  # type: ignore[no-untyped-call]
+    product: Any = _opaque if torch.compiler.is_compiling() else _LoraLinear.apply
+    result, _ = product(rows, weight.to(dtype), own_bias, a.to(dtype), b.to(dtype), scaling)
     return cast(Tensor, result.unflatten(0, x.shape[:-1]))
 
 
-class _LoraLinear(torch.autograd.Function):
-    """y = x W^T + s (x A^T) B^T; with g = d loss / d y: dx = g W + s g B A, dA = s (g B)^T x, dB = s g^T (x A^T)."""
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Y = x W^T + bias + s (x A^T) B^T, and x A^T."""
+    inner = x @ a.T
+    return torch.nn.functional.linear(x, weight, bias).addmm_(inner, b.T, alpha=scaling), inner
 
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, inner: Tensor, scaling: float, of_x: bool
+) -> list[Tensor]:
+    """With g = d loss / d y: dA = s (g B)^T x, dB = s g^T (x A^T), and where it is wanted dx = g W + s g B A."""
+    through = (grad @ b).mul_(scaling)
+    found = [through.T @ x, (grad.T @ inner).mul_(scaling)]
+    return [*found, (grad @ weight).addmm_(through, a)] if of_x else found
+
+
+def _differentiate(ctx: Any, gradients: Callable[..., list[Tensor]], grad: Tensor) -> tuple[Tensor | None, ...]:
+    of_x = ctx.needs_input_grad[0]
+    grad_a, grad_b, *rest = gradients(grad, *ctx.saved_tensors, ctx.scaling, of_x)
+    return rest[0] if of_x else None, None, None, grad_a, grad_b, None
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, a, b, ctx.scaling = inputs
+    ctx.save_for_backward(x, weight, a, b, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
-        inner = x @ a.T
-        result = torch.nn.functional.linear(x, weight, bias).addmm_(inner, b.T, alpha=scaling)
-        ctx.save_for_backward(x, weight, a, b, inner)
-        ctx.scaling = scaling
-        return result
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return _product(*inputs)
+
+    setup_context = staticmethod(_keep)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, inner = ctx.saved_tensors
-        through = (grad @ b).mul_(ctx.scaling)
-        grad_x = (grad @ weight).addmm_(through, a) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, through.T @ x, (grad.T @ inner).mul_(ctx.scaling), None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, _gradients, grad)
+
+
+# The same as an operator of torch's own kind: a compiler that looked inside would copy each result before the update is
+# added, where here it is added in place.
+_opaque = torch.library.custom_op("glm_lightning::lora_linear", _product, mutates_args=())
+_opaque_gradients = torch.library.custom_op("glm_lightning::lora_linear_backward", _gradients, mutates_args=())
+_opaque.register_fake(_product)
+_opaque_gradients.register_fake(_gradients)
+_opaque.register_autograd(lambda ctx, grad, _: _differentiate(ctx, _opaque_gradients, grad), setup_context=_keep)
 
 
 def _is_plain(layer: Linear) -> bool:

@@ -40,9 +40,10 @@ def compile_layers(network: nn.Module) -> str:
     # of a prefix each layer takes its own number of the stack
     tracing.recompile_limit = max(tracing.recompile_limit, len(found) + 8)
     tracing.accumulated_recompile_limit = max(tracing.accumulated_recompile_limit, 8 * tracing.recompile_limit)
-    for layer in found:
+    # Not the first: where its input needs no gradient, it would take a program of its own, and as long to make it.
+    for layer in found[1:]:
         layer.compile(dynamic=True)
-    return f"{len(found)} layers are compiled when the first micro-batch comes, which takes some time"
+    return "all layers but the first are compiled when the first micro-batch comes, which takes some time"
 
 
 def _missing_compiler(device: str) -> str | None:
