@@ -78,7 +78,7 @@ def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """SwiGLU without its products, after Shazeer 2020 (arXiv:2002.05202), equation 5."""
-    return silu(gate) * up if torch.compiler.is_compiling() else _SiluMul.apply(gate, up)  # type: ignore[no-untyped-call,no-any-return]
+    return silu(gate) * up if torch.compiler.is_compiling() else _SiluMul.apply(gate, up)  # type: ignore[no-untyped-call]
 
 
 def silu_mul_of_halves(states: Tensor) -> Tensor:
@@ -107,12 +107,13 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
-        wide, grad = states.to(torch.float32), grad.to(torch.float32)
+        wide = states.to(torch.float32)
         grad_weight = grad_states = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0).to(weight.dtype)
+            normed = (wide * scale).to(torch.promote_types(torch.float32, grad.dtype))
+            grad_weight = normed.mul_(grad).flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
-            own = grad * weight.to(torch.float32)
+            own = grad.to(torch.float32) * weight.to(torch.float32)
             along = (own * wide).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(-wide.shape[-1])
             grad_states = own.mul_(scale).addcmul_(wide, along).to(states.dtype)
         return grad_states, grad_weight, None

@@ -102,7 +102,13 @@ def _memory(expected: Expected) -> str:
         "output layer": memory.head,
     }
     each = ", ".join(f"{name} {shown(size)}" for name, size in parts.items())
-    return f"about {shown(expected.peak)} of {shown(expected.device.size)} at the peak, in the {memory.when} ({each})"
+    kept = (
+        f"; up to {shown(expected.at_most)} with freed blocks that are kept" if expected.at_most > expected.peak else ""
+    )
+    return (
+        f"about {shown(expected.peak)} of {shown(expected.device.size)} at the peak, in the {memory.when} "
+        f"({each}){kept}"
+    )
 
 
 def _too_much(expected: Expected) -> str:

@@ -22,7 +22,7 @@ from glm_lightning.inference.loading import words
 from glm_lightning.models import Source
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.sft import SFT
-from glm_lightning.training import teaching
+from glm_lightning.training import heap, teaching
 from glm_lightning.training.method import unloaded
 from glm_lightning.training.parts import Parts
 
@@ -168,6 +168,12 @@ class Expected:
     memory: Memory
     peak: int
     device: Device
+
+    @property
+    def at_most(self) -> int:
+        """``peak`` with what the C library's heap keeps beyond it, left to itself."""
+        kept = heap.KEPT if self.device.kernels == "cpu" else 0.0
+        return self.peak + int(kept * (self.peak - self.device.beside))
 
     @property
     def fits(self) -> bool:

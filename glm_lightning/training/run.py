@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
+import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,7 +24,6 @@ from glm_lightning import __version__
 from glm_lightning import config as configuration
 from glm_lightning.callbacks import Throughput
 from glm_lightning.files import digest, lock, write_json
-from glm_lightning.models.precision import SMALL
 from glm_lightning.runs import RunFolder, checkpoints
 from glm_lightning.training import console, expected, failures, forgetting, heap, launching, resuming, starting
 from glm_lightning.training.artefact import leave_artefact, put_together
@@ -72,15 +72,14 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     folder = RunFolder(Path(config.run_dir))
     configuration.check(with_autos_set(config), provided=PROVIDED)
     parts = build(config, folder)
-    if parts.source.num_parameters >= SMALL:
-        heap.give_back_large_blocks()
     pl.seed_everything(config.seed, verbose=False)
     with _owned(folder, is_first=parts.trainer.is_global_zero), console.named_warnings_ignored():
         checkpoint = launching.of_first(parts.trainer, lambda: _checkpoint(folder, parts))
         launching.agree(parts.trainer, **_facts(parts))
+        expected_of_run = _expected(config, parts)
         if parts.trainer.is_global_zero:
             _begin(config, folder, parts)
-            console.opening(config, parts, folder, checkpoint, expected=_expected(config, parts))
+            console.opening(config, parts, folder, checkpoint, expected=expected_of_run)
         try:
             with failures.explained(config, folder, parts):
                 parts.trainer.fit(parts.method, datamodule=parts.data, ckpt_path=checkpoint)
@@ -91,13 +90,23 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
 
 
 def _expected(config: DictConfig, parts: Parts) -> expected.Expected | None:
-    """What the run will take; a network that cannot be followed without its weights stops nobody."""
+    """What the run will take; a network that cannot be followed without its weights stops nobody.
+
+    On GPUs the first rank alone asks. On a CPU every process does, as each has a heap of its own.
+    """
+    on_cpu = parts.trainer.strategy.root_device.type == "cpu"
+    if not (on_cpu or parts.trainer.is_global_zero):
+        return None
     try:
         with isolate_rng():  # what it builds draws numbers, which the other ranks do not
-            return expected.of_run(config, parts)
+            found = expected.of_run(config, parts)
     except Exception as error:
         parts.method.notices.append(f"memory could not be estimated: {type(error).__name__}: {error}")
         return None
+    free = psutil.virtual_memory().available / parts.trainer.num_devices
+    if on_cpu and found.at_most - found.device.beside > free and heap.give_back_large_blocks():
+        parts.method.notices.append("memory is short: freed blocks go back to the system at once, which costs speed")
+    return found
 
 
 def _checkpoint(folder: RunFolder, parts: Parts) -> Path | None:

@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_class
 from tiny_families import node_of
 from tiny_runs import ROOT, dying, largest_difference, weights
-from transformers.models.glm.modeling_glm import GlmMLP
+from transformers.models.glm.modeling_glm import GlmAttention
 
 import glm_lightning
 from glm_lightning import config
@@ -51,14 +51,14 @@ def test_the_yaml_is_the_signature(name):
 
 def test_a_run_leaves_what_answers_as_the_live_network(train, name, monkeypatch):
     """One run with bf16-mixed, recomputed activations, and early stopping after the second of six validations."""
-    forward, calls = GlmMLP.forward, []
+    forward, calls = GlmAttention.forward, []
 
-    def counting(self, states):
+    def counting(self, hidden_states, **kwargs):
         # the estimate before a run computes on tensors without contents
-        calls.extend([1] * (torch.is_grad_enabled() and type(states) is torch.Tensor))
-        return forward(self, states)
+        calls.extend([1] * (torch.is_grad_enabled() and type(hidden_states) is torch.Tensor))
+        return forward(self, hidden_states, **kwargs)
 
-    monkeypatch.setattr(GlmMLP, "forward", counting)
+    monkeypatch.setattr(GlmAttention, "forward", counting)
     run = train(
         "run", f"method={name}", "trainer.precision=bf16-mixed", "model.gradient_checkpointing=true",
         "trainer.max_steps=-1", "trainer.max_epochs=6", "callbacks.early_stopping.patience=1",

@@ -6,7 +6,9 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from glm_lightning.training import heap
@@ -50,11 +52,13 @@ def test_freed_blocks_go_back_to_the_system(how: str) -> None:
     assert kept < 16 << 20 if how == "set" else kept > 64 << 20
 
 
-def test_a_small_network_leaves_it_as_it_is(train, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("free", ["much", "little"])
+def test_only_a_run_that_may_not_fit_has_them_given_back(train, monkeypatch, capsys, free: str) -> None:
     calls: list[bool] = []
-    monkeypatch.setattr(heap, "give_back_large_blocks", lambda: calls.append(True))
-    train("small")
-    assert not calls
-    monkeypatch.setattr(sys.modules["glm_lightning.training.run"], "SMALL", 0)
-    train("large")
-    assert calls == [True]
+    monkeypatch.setattr(heap, "give_back_large_blocks", lambda: calls.append(True) or True)
+    if free == "little":
+        memory = SimpleNamespace(total=psutil.virtual_memory().total, available=1 << 20)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    train("run")
+    assert len(calls) == (free == "little")
+    assert ("memory is short" in capsys.readouterr().out) == (free == "little")
