@@ -2,7 +2,7 @@
 
 A pair of neighbouring numbers is turned, as a complex number is by a product. transformers writes it as slices of every
 second number, a stack and a sum: on a CPU slow as it stands, and slower when it is compiled, as no vector instruction
-fits. In float32 and float64 the same products and sums are computed here; in 16 bits they are rounded once, at the end.
+fits. In float32 and float64 the products and sums are the same; in 16 bits they are rounded once, at the end.
 """
 
 from __future__ import annotations

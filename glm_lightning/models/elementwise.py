@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
+from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeMLP
 
 
 class Functions(NamedTuple):
@@ -51,10 +53,12 @@ def _computation(kind: type[nn.Module]) -> tuple[Any, ...]:
     return () if code is None else (code.co_code, code.co_names, code.co_varnames, code.co_consts)
 
 
+_KNOWN = tuple(map(_computation, (GlmRMSNorm, GlmMLP, Glm4MoeMLP)))
+"""As they are written: what someone else has put in their place by the time it is used stays."""
+
+
 def _forwards(functions: Functions) -> dict[tuple[Any, ...], Callable[..., Tensor]]:
     """By what the modules compute, their forward methods by ``functions``."""
-    from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm
-    from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeMLP
 
     def norm(self: Any, hidden_states: Tensor) -> Tensor:
         return functions.rms_norm(hidden_states, self.weight, self.variance_epsilon)
@@ -65,7 +69,7 @@ def _forwards(functions: Functions) -> dict[tuple[Any, ...], Callable[..., Tenso
     def gated(self: Any, x: Tensor) -> Tensor:
         return cast(Tensor, self.down_proj(functions.silu_mul(self.gate_proj(x), self.up_proj(x))))
 
-    return {_computation(GlmRMSNorm): norm, _computation(GlmMLP): gated_by_half, _computation(Glm4MoeMLP): gated}
+    return dict(zip(_KNOWN, (norm, gated_by_half, gated), strict=True))
 
 
 def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.glm.modeling_glm import GlmMLP
 
+import glm_lightning.methods.base
 from glm_lightning.objectives.sft import SFT
 
 SAMPLE = 5

@@ -1,0 +1,131 @@
+"""Norms, gated activations and rotary positions compute what transformers wrote, and keep less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_liger import EXPERTS, SIZES
+from torch import nn
+from transformers import AutoModelForCausalLM, Glm4Config, Glm4MoeConfig, GlmConfig, GPT2Config
+from transformers.models.glm.modeling_glm import GlmMLP
+
+from glm_lightning.models import cpu_rotary, elementwise
+
+CONFIGS = {
+    "glm": (GlmConfig(**SIZES), {"RMSNorm": 5, "SwiGLU": 2}),
+    "glm_turned_whole": (GlmConfig(**SIZES, partial_rotary_factor=1.0), {"RMSNorm": 5, "SwiGLU": 2}),
+    "glm4": (Glm4Config(**SIZES), {"RMSNorm": 9, "SwiGLU": 2}),
+    "glm4_moe": (Glm4MoeConfig(**SIZES, **EXPERTS, n_shared_experts=1), {"RMSNorm": 5, "SwiGLU": 2}),
+}
+IDS = torch.arange(2, 50).reshape(4, 12)
+
+
+@pytest.fixture(autouse=True)
+def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """transformers' own rotary functions, which are there again when a test ends."""
+    import transformers.models.glm.modeling_glm as glm
+    import transformers.models.glm4.modeling_glm4 as glm4
+
+    found = {}
+    for place in (glm, glm4):
+        function = place.apply_rotary_pos_emb
+        found[place.__name__] = getattr(function, "args", (function,))[0]
+        monkeypatch.setattr(place, "apply_rotary_pos_emb", found[place.__name__])
+    return found
+
+
+def network_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(CONFIGS[name][0], dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) / 8)
+    return network.to(dtype)
+
+
+def outcome(network: nn.Module) -> list[torch.Tensor]:
+    """Logits, and the gradients of all weights."""
+    network.zero_grad()
+    logits = network(input_ids=IDS, use_cache=False).logits
+    logits.double().logsumexp(-1).sum().backward()
+    return [logits.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
+
+
+def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> torch.Tensor:
+    """Relative, of each tensor."""
+    return torch.tensor(
+        [(a.double() - b.double()).norm() / b.double().norm() for a, b in zip(found, exact, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_logits_and_gradients(name: str) -> None:
+    network = network_of(name)
+    before = outcome(network)
+    assert elementwise.use(network) == CONFIGS[name][1]
+    assert torch.equal(outcome(network)[0], before[0])
+    cpu_rotary.use(network)
+    assert errors(outcome(network), before).max() < 5e-6
+
+
+@pytest.mark.parametrize("name", ["glm", "glm4"])
+def test_in_16_bits_no_farther_from_the_exact_gradients_than_as_written(name: str) -> None:
+    network = network_of(name, torch.bfloat16)
+    written = outcome(network)
+    exact = outcome(network.double())
+    network.bfloat16()
+    elementwise.use(network)
+    cpu_rotary.use(network)
+    assert errors(outcome(network), exact).mean() < 1.05 * errors(written, exact).mean()
+
+
+def test_gradients_of_gated_activations() -> None:
+    gate, up = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(elementwise.silu_mul, (gate, up))
+    both = torch.cat([gate, up], -1).detach().requires_grad_()
+    assert torch.autograd.gradcheck(elementwise.silu_mul_of_halves, (both,))
+
+
+def test_less_is_kept_for_the_backward_pass() -> None:
+    network = network_of("glm")
+
+    def kept() -> int:
+        found: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = network(input_ids=IDS, use_cache=False).logits
+        del logits
+        return sum(found.values())
+
+    before = kept()
+    elementwise.use(network)
+    cpu_rotary.use(network)
+    assert kept() < 0.9 * before
+
+
+def test_what_computes_something_else_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not elementwise.use(
+        AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16))
+    )
+    gelu = AutoModelForCausalLM.from_config(GlmConfig(**SIZES, hidden_act="gelu"))
+    assert elementwise.use(gelu) == {"RMSNorm": 5}
+    monkeypatch.setattr(GlmMLP, "forward", lambda self, states: states)
+    assert elementwise.use(network_of("glm")) == {"RMSNorm": 5}
+
+
+def test_positions_on_another_device_are_turned_as_written() -> None:
+    network = network_of("glm")
+    cpu_rotary.use(network)
+    cpu_rotary.use(network)  # once more changes nothing
+    import transformers.models.glm.modeling_glm as glm
+
+    states, angles = torch.empty(1, 2, 3, 16, device="meta"), torch.empty(1, 3, 16, device="meta")
+    query, key = glm.apply_rotary_pos_emb(states, states[:, :1], angles, angles)
+    assert query.shape == states.shape
+    assert key.shape == (1, 1, 3, 16)
+    assert getattr(glm.apply_rotary_pos_emb, "func", None) is cpu_rotary._apply
+    assert not hasattr(glm.apply_rotary_pos_emb.args[0], "func")
