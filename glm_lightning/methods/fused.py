@@ -58,7 +58,7 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
 def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Y = x W^T + bias + s (x A^T) B^T, and x A^T."""
+    """The result y = x W^T + bias + s (x A^T) B^T, and x A^T."""
     inner = x @ a.T
     return torch.nn.functional.linear(x, weight, bias).addmm_(inner, b.T, alpha=scaling), inner
 

@@ -18,7 +18,7 @@ def layers(network: nn.Module) -> list[nn.Module]:
 
 
 def compile_layers(network: nn.Module) -> str:
-    """Compile each decoder layer where it stands, and say so; names of weights and modules stay as they are.
+    """Compile each decoder layer but the first where it stands, and say so; names of weights and modules stay.
 
     Shapes are unknown from the start: one program serves all lengths, so that a resumed run, which sees another length
     first, computes the same numbers. What is compiled draws random numbers as what is not.
@@ -43,7 +43,9 @@ def compile_layers(network: nn.Module) -> str:
     # Not the first: where its input needs no gradient, it would take a program of its own, and as long to make it.
     for layer in found[1:]:
         layer.compile(dynamic=True)
-    return "all layers but the first are compiled when the first micro-batch comes, which takes some time"
+    return (
+        f"{len(found) - 1} of {len(found)} layers are compiled when the first micro-batch comes, which takes some time"
+    )
 
 
 def _missing_compiler(device: str) -> str | None:
