@@ -54,9 +54,8 @@ def main() -> None:
         for number, configuration in enumerate(CONFIGURATIONS):
             settings = [*given, *QUIET, *configuration]
             expected = planned(settings)
-            took, kept = (
-                trained([*settings, f"run_dir={folder}/{number}{way}"], way) for way in ("given_back", "kept")
-            )
+            took = trained([*settings, f"run_dir={folder}/{number}"], given_back=True)
+            kept = trained([*settings, f"run_dir={folder}/{number}_kept"], given_back=False)
             worst = max(worst, abs(expected / took - 1))
             line = {"settings": " ".join(configuration), "expected_gib": expected, "took_gib": took}
             print(json.dumps(line | {"ratio": round(expected / took, 3), "took_if_kept_gib": kept}), flush=True)
