@@ -17,7 +17,7 @@ KEPT = 0.4
 
 
 def give_back_large_blocks() -> bool:
-    """Have glibc give every freed block of `LARGE` bytes back to the system, in the whole process.
+    """Have glibc give every freed block of `LARGE` bytes back to the system, in this process and those it starts.
 
     Left to itself its threshold grows to 32 MiB with the blocks that a network frees, and the heap of a run on a CPU
     keeps more than its tensors ever take. Given back, the pages of every block are made anew: that cost nothing on one
@@ -28,6 +28,9 @@ def give_back_large_blocks() -> bool:
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     try:
-        return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE))
+        done = bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE))
     except (AttributeError, OSError, TypeError):  # not glibc; TypeError: Windows
         return False
+    if done:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(LARGE)
+    return done

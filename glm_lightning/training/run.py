@@ -92,10 +92,11 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
 def _expected(config: DictConfig, parts: Parts) -> expected.Expected | None:
     """What the run will take; a network that cannot be followed without its weights stops nobody.
 
-    On GPUs the first rank alone asks. On a CPU every process does, as each has a heap of its own.
+    The first rank asks, and on a CPU each one that torchrun or SLURM has started, as each has a heap of its own; those
+    that Lightning starts do as the first.
     """
     on_cpu = parts.trainer.strategy.root_device.type == "cpu"
-    if not (on_cpu or parts.trainer.is_global_zero):
+    if not (parts.trainer.is_global_zero or (on_cpu and launching.launch() is not None)):
         return None
     try:
         with isolate_rng():  # what it builds draws numbers, which the other ranks do not

@@ -19,7 +19,9 @@ from pathlib import Path
 from glm_lightning.training import heap
 
 if sys.argv[1] == "set":
-    heap.give_back_large_blocks()
+    assert heap.give_back_large_blocks()
+    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == str(heap.LARGE)  # of processes that this one starts
+    assert not heap.give_back_large_blocks()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 
