@@ -29,6 +29,10 @@ ROWS = [
 ]
 
 
+ALWAYS = ("adgen_chatglm_6b_ptuning_v2", "chatglm3_6b_lora", "glm_4_9b_full", "qlora_24gb")
+"""Presets that are run every time: one of each method and generation."""
+
+
 @pytest.fixture
 def folder_of(tmp_path):
     """Make a folder with tiny weights and the official tokenizer of a release."""
@@ -71,7 +75,7 @@ def test_has_the_rate_of_its_source_and_its_own_model(name):
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared")
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ALWAYS else pytest.mark.slow) for n in PUBLISHED])
 def test_runs_on_a_tiny_network_of_its_own_layout(name, folder_of, tmp_path):
     rows = tmp_path / "rows.json"
     rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
