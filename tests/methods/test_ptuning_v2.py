@@ -230,6 +230,7 @@ def test_resumed_equals_uninterrupted(train, tmp_path, projection):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(train, train_py):
     knobs = (*RUN, "method.dropout=0.0", "trainer.max_steps=3")
     one = train("one", *knobs, "trainer.accumulate_grad_batches=8")
