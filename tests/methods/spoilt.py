@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.glm.modeling_glm import GlmMLP
 
-import glm_lightning.methods.base
+import glm_lightning.methods.base  # before GlmMLP is spoilt, so that it is not taken for what it was
 from glm_lightning.objectives.sft import SFT
 
 SAMPLE = 5

@@ -7,7 +7,9 @@ import torch
 from test_liger import EXPERTS, SIZES
 from torch import nn
 from transformers import AutoModelForCausalLM, Glm4Config, Glm4MoeConfig, GlmConfig, GPT2Config
+from transformers.models.glm import modeling_glm
 from transformers.models.glm.modeling_glm import GlmMLP
+from transformers.models.glm4 import modeling_glm4
 
 from glm_lightning.models import cpu_rotary, elementwise
 
@@ -21,17 +23,11 @@ IDS = torch.arange(2, 50).reshape(4, 12)
 
 
 @pytest.fixture(autouse=True)
-def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """transformers' own rotary functions, which are there again when a test ends."""
-    import transformers.models.glm.modeling_glm as glm
-    import transformers.models.glm4.modeling_glm4 as glm4
-
-    found = {}
-    for place in (glm, glm4):
+def _written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own rotary functions, while a test runs."""
+    for place in (modeling_glm, modeling_glm4):
         function = place.apply_rotary_pos_emb
-        found[place.__name__] = getattr(function, "args", (function,))[0]
-        monkeypatch.setattr(place, "apply_rotary_pos_emb", found[place.__name__])
-    return found
+        monkeypatch.setattr(place, "apply_rotary_pos_emb", getattr(function, "args", (function,))[0])
 
 
 def network_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -121,11 +117,9 @@ def test_positions_on_another_device_are_turned_as_written() -> None:
     network = network_of("glm")
     cpu_rotary.use(network)
     cpu_rotary.use(network)  # once more changes nothing
-    import transformers.models.glm.modeling_glm as glm
-
     states, angles = torch.empty(1, 2, 3, 16, device="meta"), torch.empty(1, 3, 16, device="meta")
-    query, key = glm.apply_rotary_pos_emb(states, states[:, :1], angles, angles)
+    query, key = modeling_glm.apply_rotary_pos_emb(states, states[:, :1], angles, angles)
     assert query.shape == states.shape
     assert key.shape == (1, 1, 3, 16)
-    assert getattr(glm.apply_rotary_pos_emb, "func", None) is cpu_rotary._apply
-    assert not hasattr(glm.apply_rotary_pos_emb.args[0], "func")
+    assert getattr(modeling_glm.apply_rotary_pos_emb, "func", None) is cpu_rotary._apply
+    assert not hasattr(modeling_glm.apply_rotary_pos_emb.args[0], "func")
