@@ -8,28 +8,41 @@ fits. In float32 and float64 the products and sums are the same; in 16 bits they
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable
+import inspect
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-_PLACES = ("transformers.models.glm.modeling_glm", "transformers.models.glm4.modeling_glm4")
-"""Whose rotary positions turn neighbouring numbers, and are a function of this name:"""
+from transformers.models.glm.modeling_glm import GlmAttention
+from transformers.models.glm4.modeling_glm4 import Glm4Attention
 
 _NAME = "apply_rotary_pos_emb"
 
+_FORWARDS = {inspect.unwrap(kind.forward) for kind in (GlmAttention, Glm4Attention)}
+"""They turn neighbouring numbers, and call a function of this name for it."""
+
 
 def use(network: nn.Module) -> None:
-    """Let ``network``, and all others of its class in this process, turn states on a CPU this way."""
-    for name in {type(module).__module__ for module in network.modules()} & {*_PLACES}:
-        written = getattr(sys.modules[name], _NAME)
-        if not isinstance(written, functools.partial):
-            setattr(sys.modules[name], _NAME, functools.partial(_apply, written))
+    """Let ``network`` turn states on a CPU this way."""
+    for module in network.modules():
+        if (forward := inspect.unwrap(type(module).forward)) in _FORWARDS:
+            module.forward = MethodType(_turning(forward), module)
 
 
-def _apply(written: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
+@functools.cache
+def _turning(forward: FunctionType) -> FunctionType:
+    """``forward`` with this rotation for the one in its file, which all other networks go on using."""
+    names = forward.__globals__
+    # the compiler reads names of a function that says where it is from there
+    own = {name: value for name, value in names.items() if name != "__name__"}
+    own[_NAME] = functools.partial(_apply, names[_NAME])
+    changed = FunctionType(forward.__code__, own, forward.__name__, forward.__defaults__, forward.__closure__)
+    changed.__kwdefaults__ = forward.__kwdefaults__
+    return changed
+
+
+def _apply(written: FunctionType, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     """Query (B, h, T, D) and key (B, h_kv, T, D), the first R numbers of each turned; cos and sin (B, T, R)."""
     if query.device.type != "cpu":
         return written(query, key, cos, sin)

@@ -21,7 +21,6 @@ from typing import Any
 import peft
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.models.glm import modeling_glm
 
 from glm_lightning.methods.fused import fuse
 from glm_lightning.models import compiling, cpu_rotary, elementwise, training_attention
@@ -55,13 +54,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
     dtype = torch.bfloat16 if options.bf16 else torch.float32
-    written = modeling_glm.apply_rotary_pos_emb
     networks = {way: network(options.model, options.layers, dtype, way) for way in WAYS}
-    ours = modeling_glm.apply_rotary_pos_emb
     batches = [torch.randint(0, 30_000, shape) for shape in SHAPES]
 
     def step(way: str, ids: torch.Tensor) -> tuple[float, float]:
-        modeling_glm.apply_rotary_pos_emb = written if way == "written" else ours
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16) if options.bf16 else contextlib.nullcontext():
             states = networks[way].base_model.model.model(input_ids=ids, use_cache=False).last_hidden_state

@@ -9,7 +9,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Glm4Config, Glm4MoeConfig, GlmConfig, GPT2Config
 from transformers.models.glm import modeling_glm
 from transformers.models.glm.modeling_glm import GlmMLP
-from transformers.models.glm4 import modeling_glm4
 
 from glm_lightning.models import cpu_rotary, elementwise
 
@@ -20,14 +19,6 @@ CONFIGS = {
     "glm4_moe": (Glm4MoeConfig(**SIZES, **EXPERTS, n_shared_experts=1), {"RMSNorm": 5, "SwiGLU": 2}),
 }
 IDS = torch.arange(2, 50).reshape(4, 12)
-
-
-@pytest.fixture(autouse=True)
-def _written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' own rotary functions, while a test runs."""
-    for place in (modeling_glm, modeling_glm4):
-        function = place.apply_rotary_pos_emb
-        monkeypatch.setattr(place, "apply_rotary_pos_emb", getattr(function, "args", (function,))[0])
 
 
 def network_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -114,12 +105,22 @@ def test_what_computes_something_else_stays(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_positions_on_another_device_are_turned_as_written() -> None:
-    network = network_of("glm")
+    network = network_of("glm").to("meta")
     cpu_rotary.use(network)
     cpu_rotary.use(network)  # once more changes nothing
-    states, angles = torch.empty(1, 2, 3, 16, device="meta"), torch.empty(1, 3, 16, device="meta")
-    query, key = modeling_glm.apply_rotary_pos_emb(states, states[:, :1], angles, angles)
-    assert query.shape == states.shape
-    assert key.shape == (1, 1, 3, 16)
-    assert getattr(modeling_glm.apply_rotary_pos_emb, "func", None) is cpu_rotary._apply
-    assert not hasattr(modeling_glm.apply_rotary_pos_emb.args[0], "func")
+    attention, states = network.model.layers[0].self_attn, torch.empty(1, 3, SIZES["hidden_size"], device="meta")
+    angles = network.model.rotary_emb(states, torch.zeros(1, 3, dtype=torch.long, device="meta"))
+    assert attention(states, position_embeddings=angles)[0].shape == states.shape
+    turn = attention.forward.__globals__["apply_rotary_pos_emb"]
+    assert turn.func is cpu_rotary._apply
+    assert turn.args == (modeling_glm.apply_rotary_pos_emb,)
+
+
+@pytest.mark.parametrize("name", ["glm", "glm4"])
+def test_other_networks_of_the_process_compute_as_written(name: str) -> None:
+    network, other = (network_of(name, torch.bfloat16) for _ in range(2))
+    written = outcome(other)
+    elementwise.use(network)
+    cpu_rotary.use(network)
+    assert not all(map(torch.equal, outcome(network), written))  # it is rounded less often
+    assert all(map(torch.equal, outcome(other), written))
