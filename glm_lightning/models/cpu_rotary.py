@@ -1,14 +1,15 @@
-"""GLM's rotary positions on a CPU in one pass.
+"""GLM's rotary positions on a CPU in few passes, to the same bits.
 
 A pair of neighbouring numbers is turned, as a complex number is by a product. transformers writes it as slices of every
 second number, a stack and a sum: on a CPU slow as it stands, and slower when it is compiled, as no vector instruction
-fits. In float32 and float64 the products and sums are the same; in 16 bits they are rounded once, at the end.
+fits. Here the numbers change places by a complex product; what is rounded, and when, is as transformers has it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -42,7 +43,7 @@ def _turning(forward: FunctionType) -> FunctionType:
     return changed
 
 
-def _apply(written: FunctionType, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
+def _apply(written: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     """Query (B, h, T, D) and key (B, h_kv, T, D), the first R numbers of each turned; cos and sin (B, T, R)."""
     if query.device.type != "cpu":
         return written(query, key, cos, sin)
@@ -52,16 +53,17 @@ def _apply(written: FunctionType, query: Tensor, key: Tensor, cos: Tensor, sin: 
 # An operator of torch's own kind, so that a compiled layer can call it and need not look inside.
 @torch.library.custom_op("glm_lightning::rotate", mutates_args=(), device_types="cpu")
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    width = cos.shape[-1]
-    wide = torch.promote_types(states.dtype, torch.float32)
-    turn = torch.complex(cos[..., : width // 2].to(wide), sin[..., : width // 2].to(wide)).unsqueeze(1)
+    width, kind = cos.shape[-1], torch.promote_types(states.dtype, cos.dtype)
+    cos, sin = (table[..., : width // 2].unsqueeze(1) for table in (cos, sin))
     result = states.new_empty(states.shape)
-    pairs = _pairs(states[..., :width].to(wide))
-    if wide == states.dtype:
-        torch.mul(pairs, turn, out=_pairs(result[..., :width]))
-    else:
-        result[..., :width] = torch.view_as_real(pairs.mul_(turn)).flatten(-2)
     result[..., width:] = states[..., width:]
+    turned = states[..., :width].to(kind)
+    along = turned * cos.repeat_interleave(2, dim=-1)
+    # (a + b i) (0 + s i) is (-b s) + (a s) i, whether or not the product is fused with the sum
+    wide = torch.promote_types(kind, torch.float32)
+    by = torch.complex(torch.zeros_like(sin, dtype=wide), sin.to(wide))
+    across = torch.view_as_real(_pairs(turned.to(wide)) * by)
+    result[..., :width] = along.add_(across.flatten(-2).to(kind))
     return result
 
 
@@ -71,6 +73,7 @@ def _(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _pairs(states: Tensor) -> Tensor:
+    states = states if states.stride(-1) == 1 else states.contiguous()
     return torch.view_as_complex(states.unflatten(-1, (-1, 2)))
 
 
