@@ -29,14 +29,16 @@ class Alive(TorchDispatchMode):
     Tensors may be real ones or torch's fake ones, which have no contents: where these are read, ``answer`` is.
     """
 
-    def __init__(self, known: Iterable[Tensor] = (), *, answer: bool | None = None) -> None:
+    def __init__(self, known: Iterable[Tensor] = (), *, answer: bool | None = None, counts_casts: bool = True) -> None:
         """Args:
         known: tensors whose bytes do not count.
         answer: what is read of contents; None reads them.
+        counts_casts: whether the bytes of a known tensor in another type count.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.flops = 0
         self.answer = answer
+        self._counts_casts = counts_casts
         self.peaks: dict[Any, int] = {}
         """The most bytes alive in each stage."""
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
@@ -60,17 +62,18 @@ class Alive(TorchDispatchMode):
             return self.answer
         fake = self.answer is not None and name == "_grouped_mm"
         result = _grouped(*args, **(kwargs or {})) if fake else func(*args, **(kwargs or {}))
+        counts = self._counts_casts or name != "_to_copy" or args[0].untyped_storage()._cdata not in self._known
         for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                self._count(tensor.untyped_storage(), counts=counts)
         self.flops += _flops(name.rstrip("_"), args, result)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, *, counts: bool) -> None:
         key = storage._cdata
         if key in self._known or key in self._sizes:
             return
-        size = storage.nbytes()
+        size = storage.nbytes() if counts else 0
         self._sizes[key] = (size, weakref.ref(storage, lambda _: self._free(key)))
         self.now += size
         self.peaks[self._stage] = max(self.peaks[self._stage], self.now)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from glm_lightning.estimate.memory import Memory, Network
 from glm_lightning.estimate.tracing import Shape, Trace, extended
+from glm_lightning.methods.base import SHARDING
 
 MOST_ROWS = 4096
 """Rows above which nobody asks whether they fit."""
@@ -44,8 +45,11 @@ def on_devices(memory: Memory, *, strategy: str, devices: int) -> int:
     """Peak in bytes on each of several devices.
 
     DDP keeps a copy of the gradients for its exchange; sharding strategies spread weights, gradients and optimizer
-    states over the devices (Rajbhandari et al. 2020, arXiv:1910.02054).
+    states over the devices (Rajbhandari et al. 2020, arXiv:1910.02054). Of weights that are put together ZeRO-2 keeps
+    all, ZeRO-3 the last unit (embeddings and output layer), the layer that runs and the one that is fetched meanwhile.
     """
-    if devices > 1 and strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        return memory.peak - memory.held + math.ceil(memory.held / devices)
+    if devices > 1 and strategy in SHARDING:
+        *layers, rest = memory.units
+        together = rest + (sum(layers) if strategy == "fsdp_zero2" else 2 * max(layers))
+        return memory.peak - memory.held + math.ceil(memory.held / devices) + together
     return memory.peak + (memory.gradients if devices > 1 else 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -47,6 +47,7 @@ class Memory:
     moments: Mapping[str, int]
     trained: int  # parameters
     flops: int  # of one forward and backward pass over the micro-batch
+    units: tuple[int, ...]  # the weights that a sharded run puts together at once, as it computes with them
     beside: int = 0  # what is there all the time beside the network
 
     def with_beside(self, num_bytes: int) -> Memory:
@@ -78,13 +79,14 @@ class Network:
         method: a new one, whose ``ingredients.load`` gives a `skeleton`.
         precision: Lightning's name.
         kernels: whose are followed.
+        sharded: whether devices hold parts of a weight.
     """
 
-    def __init__(self, method: Method, *, precision: str, kernels: Kernels = "cpu") -> None:
+    def __init__(self, method: Method, *, precision: str, kernels: Kernels = "cpu", sharded: bool = False) -> None:
         method.configure_model()
         if precision in _CAST:
             method.to(_CAST[precision])
-        self._method, self._autocast, self._kernels = method, AUTOCAST.get(precision), kernels
+        self._method, self._autocast, self._kernels, self._sharded = method, AUTOCAST.get(precision), kernels, sharded
         self.weights = num_bytes(self._network) + method.num_bytes_kept
         self.trained = sum(parameter.numel() for parameter in method.trained().values())
 
@@ -105,6 +107,7 @@ class Network:
                 make_optimizer=lambda: ingredients.optimizer(network.named_parameters()),
                 autocast=self._autocast,
                 kernels=self._kernels,
+                sharded=self._sharded,
                 **parts,
             ),
         )
@@ -134,4 +137,13 @@ class Network:
             moments={name: self.weights + most for name, most in alive.items()},
             trained=self.trained,
             flops=traced.flops,
+            units=tuple(self._units()),
         )
+
+    def _units(self) -> Iterator[int]:
+        """Bytes of each of the method's units, what an earlier one holds left out."""
+        held: set[nn.Parameter] = set()
+        for unit in self._method.units():
+            own = set(unit.parameters()) - held
+            held |= own
+            yield sum(each.numel() * (self._autocast or each.dtype).itemsize for each in own)

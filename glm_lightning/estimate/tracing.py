@@ -96,6 +96,7 @@ def trace(
     validation: Shape | None = None,
     answers: Answers | None = None,
     kernels: Kernels = "cpu",
+    sharded: bool = False,
 ) -> Trace:
     """A training step of ``network`` on a micro-batch, and a micro-batch of validation and of answers behind it.
 
@@ -110,8 +111,9 @@ def trace(
         validation: the largest micro-batch of validation, if there is any.
         answers: the largest batch of answers, if there is any.
         kernels: whose are followed.
+        sharded: whether weights are put together in the type of ``autocast``, which then makes no copies of them.
     """
-    with _without_contents(network, kernels) as alive:
+    with _without_contents(network, kernels, counts_casts=not sharded) as alive:
         run = _Run(network, alive, loss=loss, autocast=autocast)
         run.begin(make_optimizer, foreach=kernels != "cpu")
         run.learn(shape, accumulates=accumulates)
@@ -254,7 +256,7 @@ def _batch(shape: Shape) -> Batch:
 
 
 @contextlib.contextmanager
-def _without_contents(network: nn.Module, kernels: Kernels) -> Iterator[Alive]:
+def _without_contents(network: nn.Module, kernels: Kernels, *, counts_casts: bool) -> Iterator[Alive]:
     """While the block runs, ``network`` and all tensors that are made have no contents, and are counted."""
     with contextlib.ExitStack() as stack:
         # transformers would write a mask out where it cannot read whether it needs one
@@ -269,7 +271,7 @@ def _without_contents(network: nn.Module, kernels: Kernels) -> Iterator[Alive]:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         # What networks build at their first pass, such as masks, need not be fake from the beginning.
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        alive = Alive(stack.enter_context(_faked(network)), answer=True)
+        alive = Alive(stack.enter_context(_faked(network)), answer=True, counts_casts=counts_casts)
         stack.enter_context(alive)
         yield alive
 

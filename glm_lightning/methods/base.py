@@ -28,7 +28,7 @@ from glm_lightning.objectives.supervised import refuse_leaks
 from glm_lightning.strategies.parts import assign, gathered, whole
 from glm_lightning.types import Batch, UserError
 
-SHARDING = ("fsdp",)
+SHARDING = ("fsdp", "fsdp_zero2")
 """Values of ``trainer.strategy`` that put parts of a weight on several devices."""
 
 SKIPPED_IN_A_ROW = 20

@@ -36,12 +36,23 @@ class Shardable(Protocol):
 class Sharded(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy with torch's ``fully_shard``, and checkpoints that do not show it.
 
-    A weight is whole only while its layer runs. The first rank alone loads the network; the others are given their
-    parts of it, a layer at a time. Checkpoints go through the run's CheckpointIO with all tensors whole, as from a
-    single device: a run goes on with another number of devices, or without sharding.
+    A weight is whole only while its layer runs, or (``whole_until_backward``) from its forward pass to the end of its
+    backward pass, which spares one of two gatherings; DeepSpeed calls them ZeRO-3 and ZeRO-2 (Rajbhandari et al. 2020,
+    arXiv:1910.02054). The first rank alone loads the network; the others are given their parts of it, a layer at a
+    time. Checkpoints go through the run's CheckpointIO with all tensors whole, as from a single device: a run goes on
+    with another number of devices, or without sharding.
     """
 
     strategy_name = "fully_sharded"
+    strategy_name_zero2 = "fully_sharded_zero2"
+
+    def __init__(self, *, whole_until_backward: bool = False, **options: Any) -> None:
+        """Args:
+        whole_until_backward: whether a layer keeps its whole weights until its backward pass.
+        options: those of Lightning's strategy.
+        """
+        super().__init__(**options)
+        self._whole_until_backward = whole_until_backward
 
     def setup_environment(self) -> None:
         """Connect the ranks. Lightning's own would shard over machines and cut tensors within each."""
@@ -56,7 +67,13 @@ class Sharded(ModelParallelStrategy):
         assert self.model is not None
         self.model = self.precision_plugin.convert_module(self.model)
         module = cast(Shardable, self.lightning_module)
-        _shard(module.units(), mesh=self.device_mesh, policy=_policy(self.precision_plugin.precision))
+        _shard(
+            module.units(),
+            mesh=self.device_mesh,
+            mp_policy=_policy(self.precision_plugin.precision),
+            # None: every unit but the last, which the backward pass begins with
+            reshard_after_forward=False if self._whole_until_backward else None,
+        )
         if left := [name for name, parameter in module.trained().items() if not isinstance(parameter, DTensor)]:
             raise UserError(
                 f"trainer.strategy is fsdp: {left[0]} is trained and lies outside of the network that is sharded, so "
@@ -104,6 +121,7 @@ class Sharded(ModelParallelStrategy):
 
 
 StrategyRegistry.register(Sharded.strategy_name, Sharded, description=Sharded.__doc__)
+StrategyRegistry.register(Sharded.strategy_name_zero2, Sharded, description=Sharded.__doc__, whole_until_backward=True)
 
 
 def _parts(values: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
@@ -120,21 +138,21 @@ def _policy(precision: str) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
-def _shard(units: Iterable[nn.Module], *, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
-    """Shard every unit by itself; a device holds its parts of all and one whole unit at most."""
+def _shard(units: Iterable[nn.Module], *, mesh: DeviceMesh, **options: Any) -> None:
+    """Shard every unit by itself, with torch's ``options``."""
     device = torch.device("cuda", torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
     for unit in units:
         fill(unit, device)
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(unit, mesh=mesh, **options)
+        unit.register_forward_hook(_in_parts_again)
     # transformers' generate then lets a rank that is done run on until all are
     unit._is_fsdp_managed_module = True  # type: ignore[assignment]
-    unit.register_forward_hook(_in_parts_again)
 
 
-def _in_parts_again(network: nn.Module, args: Any, output: Any) -> None:
-    """Without a backward pass torch would leave whole what no layer holds, and a checkpoint would take that for it."""
+def _in_parts_again(unit: nn.Module, args: Any, output: Any) -> None:
+    """Without a backward pass torch would leave whole what waits for one, and a checkpoint would take that for it."""
     if not torch.is_grad_enabled():
-        cast(FSDPModule, network).reshard()
+        cast(FSDPModule, unit).reshard()
 
 
 def fill(unit: nn.Module, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from glm_lightning.inference.loading import words
 from glm_lightning.models import Source
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.sft import SFT
-from glm_lightning.training import heap, teaching
+from glm_lightning.training import heap, placing, teaching
 from glm_lightning.training.method import unloaded
 from glm_lightning.training.parts import Parts
 
@@ -147,7 +147,7 @@ def memory_of(
 def network_of(config: DictConfig, source: Source, *, precision: str, kernels: Kernels) -> Network:
     """The network of a run without its weights."""
     method = unloaded(config, source, SFT(), chosen=precision, num_steps=STEPS)
-    return Network(method, precision=precision, kernels=kernels)
+    return Network(method, precision=precision, kernels=kernels, sharded=placing.is_sharded(config))
 
 
 def _teacher_bytes(objective: Objective) -> int:

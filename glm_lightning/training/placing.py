@@ -18,7 +18,11 @@ from glm_lightning.models.source import WeightsDtype
 from glm_lightning.strategies import Replicated, Sharded
 from glm_lightning.training.launching import num_nodes
 
-OURS = {"ddp": Replicated.strategy_name, "fsdp": Sharded.strategy_name}
+OURS = {
+    "ddp": Replicated.strategy_name,
+    "fsdp": Sharded.strategy_name,
+    "fsdp_zero2": Sharded.strategy_name_zero2,
+}
 """Values of ``trainer.strategy``, and what Lightning knows our strategies by."""
 
 NAMES = ("auto", *OURS)
@@ -45,7 +49,7 @@ def problems(config: DictConfig) -> Iterator[str]:
     if str(name).startswith("deepspeed"):
         yield (
             f"trainer.strategy is {name}: DeepSpeed's checkpoints are pickles, which are never read or written here; "
-            "use trainer=fsdp, which holds weights, gradients and averages in parts as ZeRO-3 does"
+            "use trainer=fsdp in the place of ZeRO-3, trainer=fsdp_zero2 in that of ZeRO-2"
         )
         return
     if name not in NAMES:
@@ -67,7 +71,7 @@ def refusal(method: type[Method], strategy: str, *, quantize: str | None) -> str
 
 
 def table(methods: Mapping[str, type[Method]]) -> Iterator[tuple[str, ...]]:
-    """Method by strategy (one device, ddp, fsdp, a quantised base on one device or with ddp): ``yes`` or ``no``."""
+    """Method by strategy (as `NAMES` has them, then a quantised base on one device or with ddp): ``yes`` or ``no``."""
     for name, method in sorted(methods.items()):
         needs_bits = name == "qlora"
         cells = [refusal(method, strategy, quantize="nf4" if needs_bits else None) is None for strategy in NAMES]

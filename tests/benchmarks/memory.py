@@ -4,7 +4,7 @@
 
 One epoch over the first ROWS (32) rows for each of `CONFIGURATIONS`: two optimizer steps at least, as the averages that
 the first one makes lie beside the activations of the second. A JSON line for each: GiB expected before the run, GiB
-that the process took at its most (`peak_gib` of its report) where freed blocks go back to the system, as they do where
+that a process took at its most (`peak_gib` of its report) where freed blocks go back to the system, as they do where
 memory is short, their ratio, and GiB where the C library keeps them. Exits with 1 if a ratio is off by more than
 `SLACK`.
 """
@@ -22,6 +22,9 @@ from typing import Any
 
 from glm_lightning.training.heap import LARGE
 
+TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=bf16-mixed", "data.max_tokens=1024")
+"""Two processes on the CPU."""
+
 CONFIGURATIONS = (
     ("method=lora",),
     ("method=lora", "data.max_tokens=2048"),
@@ -30,6 +33,8 @@ CONFIGURATIONS = (
     ("method=full",),
     ("method=full", "model.gradient_checkpointing=true"),
     ("method=qlora", "data.max_tokens=2048"),
+    ("method=full", "trainer=fsdp", *TWO),
+    ("method=full", "trainer=fsdp_zero2", *TWO),
 )
 
 QUIET = ("data.val=null", "trainer.max_epochs=1", "callbacks.checkpoints=null", "callbacks.early_stopping=null")

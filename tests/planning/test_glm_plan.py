@@ -151,7 +151,11 @@ def test_shards_and_copies_of_gradients():
         kernels="cpu",
     )  # fmt: skip
     assert on_devices(memory, strategy="ddp", devices=2) == memory.peak + memory.gradients
-    assert memory.peak - on_devices(memory, strategy="fsdp", devices=4) == memory.held - -(-memory.held // 4)
+    *layers, rest = memory.units
+    assert sum(memory.units) == 4 * (Source(path="demo").skeleton.num_parameters() + memory.trained)
+    parts = memory.peak - memory.held - (-memory.held // 4)
+    assert on_devices(memory, strategy="fsdp", devices=4) == parts + 2 * layers[0] + rest
+    assert on_devices(memory, strategy="fsdp_zero2", devices=4) == parts + sum(memory.units)
     assert on_devices(memory, strategy="auto", devices=1) == memory.peak
 
 

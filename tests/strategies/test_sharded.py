@@ -10,6 +10,7 @@ import glm_lightning
 from glm_lightning.types import UserError
 
 SHARDED = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=2")
+ZERO2 = ("trainer=fsdp_zero2", *SHARDED[1:])
 ONE = ("trainer.accumulate_grad_batches=4",)
 FULL = ("method=full", "trainer.max_steps=4", "scheduler=constant")
 
@@ -51,6 +52,7 @@ def test_half_of_every_weight_on_each_rank_is_the_whole_on_one(train, in_two_pro
         {
             "lora": [*lora, *SHARDED],
             "full": [*full, *SHARDED],
+            "zero2": [*full, *ZERO2],
             "parts": [*full, *SHARDED, "trainer.max_steps=2"],
             "half": [*full, *SHARDED, "trainer.max_steps=2"],
             "more": [f"resume={tmp_path / 'parts'}", "trainer.max_steps=4"],
@@ -60,14 +62,17 @@ def test_half_of_every_weight_on_each_rank_is_the_whole_on_one(train, in_two_pro
     assert_same_training(one_lora, runs["lora"])
     assert one_lora.read_report()["metrics"].keys() >= {"test/rouge_l", "val/loss"}
     assert_same_training(one_full, runs["full"])
+    assert_same_training(one_full, runs["zero2"])
     assert_equal(weights(runs["full"]), weights(runs["parts"]))
     assert_equal(optimizer(runs["full"]), optimizer(runs["parts"]))
 
-    for name in ("lora", "full"):
+    for name in ("lora", "full", "zero2"):
         halves = [counts(runs[name], rank) for rank in (0, 1)]
         assert sum(half["own"] for half in halves) == halves[0]["whole"]
         assert sum(half["optimizer"] for half in halves) == runs[name].read_report()["trained_parameters"]
         assert max(half["own"] for half in halves) < 0.51 * halves[0]["whole"]
+    gathered = {name: counts(runs[name], 0)["gathered"] for name in ("full", "zero2")}
+    assert gathered["zero2"] < 0.8 * gathered["full"], gathered
 
     live = glm_lightning.load(runs["full"].path)
     saved = glm_lightning.load(runs["full"].path / "model")

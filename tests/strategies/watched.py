@@ -15,17 +15,21 @@ from glm_lightning.training import build
 
 
 class Watch(Callback):
-    """Counts numbers: those of the network that this rank holds, and those that DDP sends."""
+    """Counts numbers: those of the network that this rank holds, those that DDP sends, and those that are gathered."""
 
     def __init__(self):
-        self.counts = {"own": 0, "whole": 0, "optimizer": 0, "at_start": 0, "buckets": []}
-        broadcast = dist._broadcast_coalesced
+        self.counts = {"own": 0, "whole": 0, "optimizer": 0, "at_start": 0, "buckets": [], "gathered": 0}
+        broadcast, gather = dist._broadcast_coalesced, dist.all_gather_single
 
         def counting(group, tensors, *args):
             self.counts["at_start"] += sum(tensor.numel() for tensor in tensors)
             broadcast(group, tensors, *args)
 
-        dist._broadcast_coalesced = counting
+        def gathering(output, *args, **options):
+            self.counts["gathered"] += output.numel()
+            return gather(output, *args, **options)
+
+        dist._broadcast_coalesced, dist.all_gather_single = counting, gathering
 
     def on_train_start(self, trainer, pl_module):
         parameters = list(pl_module.parameters())
