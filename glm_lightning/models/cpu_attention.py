@@ -1,9 +1,9 @@
 """Causal attention for training on a CPU: packed samples one by one, and a faster backward pass in bfloat16.
 
 A mask over a packed row makes torch multiply what is then thrown away; here each sample is attended to as if it stood
-alone. In bfloat16 torch's fused backward kernel for CPUs goes through small blocks; for rows of a few hundred positions
-that takes three to six times as long as five batched products over whole rows, which is what is done here. In float32
-torch's kernel is the faster one (measured from 64 to 1,024 positions), and it is used.
+alone. In bfloat16 torch's fused backward kernel for CPUs goes through small blocks. Five batched products in large ones,
+as here, take a fifth of its time for 128 positions, half for 512, and as long for 2,048 and more (measured with AMX and
+nine heads of 64). In float32 torch's kernel is the faster one (from 64 to 1,024 positions), and it is used.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import repeat_kv
 
-LONGEST = 256
-"""Keys up to which plain products in bfloat16 are faster than torch's kernel (measured with nine heads of 64)."""
+BLOCK = 256
+"""Queries whose gradients are computed at once, in bfloat16."""
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> bool:
-    """Whether `causal` can be used and is worth it: on a CPU, for packed rows or for short ones in bfloat16."""
+    """Whether `causal` can be used and is worth it: on a CPU, for packed rows or for any in bfloat16."""
     possible = (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
@@ -28,8 +28,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> bo
         and query.shape[3] == value.shape[3]
     )
     learns = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
-    short = learns and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST
-    return possible and (starts is not None or short)
+    return possible and (starts is not None or (learns and query.dtype == torch.bfloat16))
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, starts: Tensor | None = None) -> Tensor:
@@ -117,8 +116,7 @@ def _backward(
     grad, output = grad.transpose(1, 2), output.transpose(1, 2)
     for sample in _samples(query, starts):
         queries, keys, values = sample.of(query), sample.of(key, front), sample.of(value, front)
-        narrow = query.dtype == torch.bfloat16 and keys.shape[2] <= LONGEST
-        function = _by_products if narrow else _by_torch
+        function = _by_products if query.dtype == torch.bfloat16 else _by_torch
         seen, log_sum = sample.of(output), log_sums[sample.rows, :, sample.places]
         of_query, *of_keys = function(sample.of(grad), queries, keys, values, seen, log_sum, scaling)
         grads[0][sample.rows, :, sample.places] = of_query
@@ -172,10 +170,29 @@ def _by_torch(
 def _by_products(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, scaling: float
 ) -> _Grads:
-    """After Dao et al. 2022 (arXiv:2205.14135), appendix B.2, over whole rows instead of blocks.
+    """After Dao et al. 2022 (arXiv:2205.14135), appendix B.2, in large blocks: of `BLOCK` queries and all they see."""
+    num_queries = query.shape[2]
+    if num_queries <= BLOCK:
+        return _of_block(grad, query, key, value, output, log_sum, scaling)
+    grad_query = torch.empty_like(query)
+    # what several blocks add to is kept in 32 bits until all have
+    sums = [torch.zeros_like(states, dtype=torch.float32) for states in (key, value)]
+    for start in range(0, num_queries, BLOCK):
+        stop = min(start + BLOCK, num_queries)
+        seen = key.shape[2] - num_queries + stop
+        grads, queries, outputs, log_sums = (each[:, :, start:stop] for each in (grad, query, output, log_sum))
+        grad_query[:, :, start:stop], *parts = _of_block(
+            grads, queries, key[:, :, :seen], value[:, :, :seen], outputs, log_sums, scaling
+        )
+        for total, part in zip(sums, parts, strict=True):
+            total[:, :, :seen] += part
+    return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype)
 
-    Query heads that share a key head stand below one another, so that one product serves all of them.
-    """
+
+def _of_block(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, scaling: float
+) -> _Grads:
+    """Query heads that share a key head stand below one another, so that one product serves all of them."""
     repeats = query.shape[1] // key.shape[1]
     keys, values = (states.flatten(0, 1) for states in (key, value))
     queries, grads = _below(query, key), _below(grad, key)

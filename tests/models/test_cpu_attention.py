@@ -10,7 +10,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glm_lightning.models import cpu_attention, training_attention
 
-SHAPES = [(2, 9, 3, 64, 64), (1, 4, 4, 256, 256), (2, 8, 2, 100, 130), (3, 4, 1, 17, 40), (1, 2, 1, 2, 2)]
+SHAPES = [
+    (2, 9, 3, 64, 64),
+    (1, 4, 4, 256, 256),
+    (2, 4, 2, 300, 300),
+    (1, 3, 1, 520, 536),
+    (2, 8, 2, 100, 130),
+    (3, 4, 1, 17, 40),
+    (1, 2, 1, 2, 2),
+]
 """B, query heads, key heads, queries, keys."""
 
 
@@ -52,9 +60,11 @@ def test_output_and_gradients_are_as_near_to_float64_as_torchs_own(shape: tuple[
             out = scaled_dot_product_attention(*leaves, attn_mask=seen, scale=scaling, enable_gqa=True)
         out.backward(grad.to(out.dtype))
         runs[name] = [out.detach(), *(leaf.grad for leaf in leaves)]
+    # a block's part of the gradient of keys and values is rounded before it is added
+    factor = 1.6 if shape[3] <= cpu_attention.BLOCK else 2.4
     for ours, torchs, exact in zip(runs["ours"], runs["torch"], runs["exact"], strict=True):
         assert ours.shape == exact.shape
-        assert error(ours, exact) < max(1.6 * error(torchs, exact), 1e-3)
+        assert error(ours, exact) < max(factor * error(torchs, exact), 1e-3)
 
 
 def test_scores_that_are_large_lose_no_precision() -> None:
@@ -98,8 +108,6 @@ def test_left_to_torch_where_it_is_not_faster_or_not_the_same() -> None:
     assert not cpu_attention.fits(query.float(), key.float(), value.float(), None)
     assert cpu_attention.fits(query.float(), key.float(), value.float(), torch.tensor([0, 16]))
     assert not cpu_attention.fits(query[:, :, :1], key, value, None)  # a cached step
-    long = torch.zeros(1, 2, cpu_attention.LONGEST + 1, 32, dtype=torch.bfloat16)
-    assert not cpu_attention.fits(query, long, long, None)
 
 
 PACKED = {
