@@ -1,8 +1,8 @@
 """Causal attention for training on a CPU: packed samples one by one, and a faster backward pass in bfloat16.
 
 A mask over a packed row makes torch multiply what is then thrown away; here each sample is attended to as if it stood
-alone. In bfloat16 torch's fused backward kernel for CPUs goes through small blocks. Five batched products in large ones,
-as here, take a fifth of its time for 128 positions, half for 512, and as long for 2,048 and more (measured with AMX and
+alone. In bfloat16 torch's fused backward kernel for CPUs goes through small blocks. Five products in large ones, as
+here, take a fifth of its time for 128 positions, half for 512, and as long for 2,048 and more (measured with AMX and
 nine heads of 64). In float32 torch's kernel is the faster one (from 64 to 1,024 positions), and it is used.
 """
 
