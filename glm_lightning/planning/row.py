@@ -14,7 +14,7 @@ from glm_lightning.estimate.fitting import Fit, fit, on_devices
 from glm_lightning.models import Source
 from glm_lightning.objectives.base import Objective
 from glm_lightning.training import placing
-from glm_lightning.training.expected import STEPS, Expected, Work, memory_of, network_of
+from glm_lightning.training.expected import STEPS, Expected, Work, memory_with, network_of
 from glm_lightning.training.method import unloaded
 from glm_lightning.types import UserError
 
@@ -100,13 +100,14 @@ def _refusals(config: DictConfig, source: Source, objective: Objective, question
 
 def _choice(config: DictConfig, source: Source, objective: Objective, question: Question) -> Choice:
     work, device, chosen = question.work, question.device, question.precision
-    memory = memory_of(config, source, objective, work, precision=chosen, kernels=device.kernels)
+    network = network_of(config, source, precision=chosen, kernels=device.kernels)
+    memory = memory_with(network, objective, work)
     shared = on_devices(memory, strategy=str(config.trainer.strategy), devices=question.num_devices)
     return Choice(
         checkpointing=source.gradient_checkpointing,
         expected=Expected(memory, device.taken(shared), device),
         fit=fit(
-            network_of(config, source, precision=chosen, kernels=device.kernels),
+            network,
             length=work.longest,
             supervised=work.largest.supervised / work.largest.positions,
             # what several devices share, each has room for

@@ -134,11 +134,15 @@ def memory_of(
     precision: str,
     kernels: Kernels,
 ) -> Memory:
-    """Bytes of a run's tensors on one device.
+    """Bytes of a run's tensors on one device."""
+    return memory_with(network_of(config, source, precision=precision, kernels=kernels), objective, work)
+
+
+def memory_with(network: Network, objective: Objective, work: Work) -> Memory:
+    """The same for a network that is there already.
 
     Every objective is counted as cross-entropy on its micro-batches; a teacher's own weights come on top.
     """
-    network = network_of(config, source, precision=precision, kernels=kernels)
     return network.memory(
         work.largest, accumulates=work.accumulates, validation=work.validation, answers=work.answers
     ).with_beside(_teacher_bytes(objective))

@@ -54,7 +54,13 @@ def test_a_24_gb_card_holds_a_9b_base_in_16_bits_with_checkpointing_only(capsys,
     assert full["bytes"]["optimizer"] == pytest.approx(8 * 9_399_951_360, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+ONE_OF_EACH = ("chatglm_6b", "chatglm3_6b", "glm_4_9b_chat", "glm_4_9b_0414", "glm_4_5_air", "glm_4_7_flash")
+"""A release of each network."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ONE_OF_EACH else pytest.mark.slow) for name in sorted(CONFIGS)]
+)
 def test_every_release_can_be_planned_for_without_a_hub(capsys, name):
     (found,) = planned(capsys, f"model={name}", "--device", "H100 SXM", "--methods", "lora").values()
     assert all(choice["peak_gib"] > 2 for choice in found)
