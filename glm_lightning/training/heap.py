@@ -21,7 +21,7 @@ def give_back_large_blocks() -> bool:
 
     Left to itself its threshold grows to 32 MiB with the blocks that a network frees, and the heap of a run on a CPU
     keeps more than its tensors ever take. Given back, the pages of every block are made anew: that cost nothing on one
-    machine and a third of the speed on another, so it is for runs that would not fit otherwise.
+    machine and half of the speed on another, so it is for runs that would not fit otherwise.
 
     A user's own ``MALLOC_MMAP_THRESHOLD_`` stands; other C libraries have no such call. Returns whether it was made.
     """
