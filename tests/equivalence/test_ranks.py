@@ -58,6 +58,7 @@ def resume(folder, cwd):
     return RunFolder(folder)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_both_and_they_go_on_exactly(start, train_py, tmp_path):
     whole = train_py("whole", *KNOBS, "method.dropout=0.2", "trainer.max_epochs=8")
     first, second = start("broken", "method.dropout=0.2", "trainer.max_epochs=8")

@@ -75,7 +75,7 @@ def test_a_missing_package_is_named(capsys, monkeypatch):
     assert "pip install 'glm-lightning[serve]'" in refused(capsys, "demo")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_server_of_its_own(tmp_path: Path, number: signal.Signals):
     keys = tmp_path / "keys"
     keys.write_text("one-key\n# a remark\nother-key\n", encoding="utf-8")

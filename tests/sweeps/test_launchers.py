@@ -48,6 +48,7 @@ def test_jobs_are_processes_of_their_own_and_recorded(checkout: Path, launcher: 
     assert attempts == [["begins"], ["begins", "goes", "on"], ["begins"]]
 
 
+@pytest.mark.slow
 def test_where_a_launcher_loses_a_job_there_is_a_table_all_the_same(checkout: Path) -> None:
     process = start(checkout, "launcher=slurm_local", "behaviour=fine,hangs")
     wait_for("01*/started", process)
