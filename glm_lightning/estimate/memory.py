@@ -89,6 +89,7 @@ class Network:
         self._method, self._autocast, self._kernels, self._sharded = method, AUTOCAST.get(precision), kernels, sharded
         self.weights = num_bytes(self._network) + method.num_bytes_kept
         self.trained = sum(parameter.numel() for parameter in method.trained().values())
+        self._units = tuple(self._whole())
 
     @property
     def _network(self) -> nn.Module:
@@ -137,10 +138,10 @@ class Network:
             moments={name: self.weights + most for name, most in alive.items()},
             trained=self.trained,
             flops=traced.flops,
-            units=tuple(self._units()),
+            units=self._units,
         )
 
-    def _units(self) -> Iterator[int]:
+    def _whole(self) -> Iterator[int]:
         """Bytes of each of the method's units, what an earlier one holds left out."""
         held: set[nn.Parameter] = set()
         for unit in self._method.units():

@@ -7,6 +7,7 @@ import shlex
 
 import numpy as np
 import pytest
+import torch
 
 from glm_lightning import config as configuration
 from glm_lightning.cli import main
@@ -79,7 +80,7 @@ def test_what_is_recommended_can_be_run(capsys, nine_b):
 
 
 def test_where_nothing_fits_it_says_what_to_do(capsys, nine_b):
-    assert main(["plan", "model=local", nine_b, "--memory", "4GB", "--methods", "lora"]) == 0
+    assert main(["plan", "model=local", nine_b, "--memory", "4GB", "--methods", "lora,full"]) == 0
     assert "Nothing fits" in capsys.readouterr().out
 
 
@@ -163,6 +164,18 @@ def test_shards_and_copies_of_gradients():
     assert on_devices(memory, strategy="fsdp", devices=4) == parts + 2 * layers[0] + rest
     assert on_devices(memory, strategy="fsdp_zero2", devices=4) == parts + sum(memory.units)
     assert on_devices(memory, strategy="auto", devices=1) == memory.peak
+
+
+def test_sharded_weights_are_not_copied_by_autocast():
+    config, source, work = configuration.compose(["method=full"]), Source(path="demo"), Work(Shape(2, 16, 8), False, 32)
+    copied = memory_of(config, source, SFT(), work, precision="bf16-mixed", kernels="cpu")
+    config.trainer.strategy = "fsdp"
+    sharded = memory_of(config, source, SFT(), work, precision="bf16-mixed", kernels="cpu")
+    linear = [module for module in source.skeleton.modules() if isinstance(module, torch.nn.Linear)]
+    numbers = sum(each.numel() for module in linear for each in module.parameters())
+    moment = "output layer and loss"
+    assert copied.moments[moment] - sharded.moments[moment] == 2 * numbers
+    assert sum(sharded.units) == 2 * source.skeleton.num_parameters()
 
 
 def test_a_teacher_takes_its_weights():
