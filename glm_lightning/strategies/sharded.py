@@ -38,9 +38,9 @@ class Sharded(ModelParallelStrategy):
 
     A weight is whole only while its layer runs, or (``whole_until_backward``) from its forward pass to the end of its
     backward pass, which spares one of two gatherings: ZeRO-3, and near to ZeRO-2 (Rajbhandari et al. 2020,
-    arXiv:1910.02054), which keeps weights whole between steps, too. The first rank alone loads the network; the others are given their parts of it, a layer at a
-    time. Checkpoints go through the run's CheckpointIO with all tensors whole, as from a single device: a run goes on
-    with another number of devices, or without sharding.
+    arXiv:1910.02054), which keeps weights whole between steps, too. The first rank alone loads the network; the others
+    are given their parts of it, a layer at a time. Checkpoints go through the run's CheckpointIO with all tensors
+    whole, as from a single device: a run goes on with another number of devices, or without sharding.
     """
 
     strategy_name = "fully_sharded"
