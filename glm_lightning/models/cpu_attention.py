@@ -9,6 +9,7 @@ nine heads of 64). In float32 torch's kernel is the faster one (from 64 to 1,024
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import repeat_kv
 
 BLOCK = 256
-"""Queries whose gradients are computed at once, in bfloat16."""
+"""About as many queries' gradients are computed at once, in bfloat16."""
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> bool:
@@ -69,15 +70,15 @@ def _samples(query: Tensor, starts: Tensor | None) -> list[_Sample]:
 @torch.library.custom_op("glm_lightning::causal_attention", mutates_args=(), device_types="cpu")
 def _causal(query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
     """Output (B, T, h, D), and (B, h, T) the logarithms of the sums of exponentials."""
-    front = key.shape[2] - query.shape[2]
+    front, repeats = key.shape[2] - query.shape[2], query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     output, log_sums = _empty(query)
     for sample in _samples(query, starts):
-        queries, keys, values = sample.of(query), sample.of(key, front), sample.of(value, front)
-        repeats = query.shape[1] // key.shape[1]
+        queries, keys = sample.of(query), sample.of(key, front)
         seen, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             queries,
-            repeat_kv(keys, repeats),
-            repeat_kv(values, repeats),
+            keys,
+            sample.of(value, front),
             0.0,
             not front,
             attn_mask=_mask(queries, keys) if front else None,
@@ -114,15 +115,20 @@ def _backward(
     front = key.shape[2] - query.shape[2]
     grads = (torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value))
     grad, output = grad.transpose(1, 2), output.transpose(1, 2)
+    states = query, grad, output, log_sums[..., None], key, value
+    function: Callable[..., _Grads]
+    if query.dtype == torch.bfloat16:
+        function, (*of_queries, of_key, of_value) = _by_products, _with_sums(*states, scaling)
+    else:
+        function, (*of_queries, of_key, of_value) = _by_torch, states
     for sample in _samples(query, starts):
-        queries, keys, values = sample.of(query), sample.of(key, front), sample.of(value, front)
-        function = _by_products if query.dtype == torch.bfloat16 else _by_torch
-        seen, log_sum = sample.of(output), log_sums[sample.rows, :, sample.places]
-        of_query, *of_keys = function(sample.of(grad), queries, keys, values, seen, log_sum, scaling)
-        grads[0][sample.rows, :, sample.places] = of_query
-        for whole, part in zip(grads[1:], of_keys, strict=True):
+        own = [*map(sample.of, of_queries), sample.of(of_key, front), sample.of(of_value, front)]
+        found = function(*own, scaling=scaling)
+        grads[0][sample.rows, :, sample.places] = found[0]
+        for whole, part in zip(grads[1:], found[1:], strict=True):
             whole[sample.rows, :, front:][:, :, sample.places] = part[:, :, front:]
-            whole[sample.rows, :, :front] += part[:, :, :front]
+            if front:
+                whole[sample.rows, :, :front] += part[:, :, :front]
     return grads
 
 
@@ -147,7 +153,7 @@ _Grads = tuple[Tensor, Tensor, Tensor]
 
 
 def _by_torch(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, scaling: float
+    query: Tensor, grad: Tensor, output: Tensor, log_sum: Tensor, key: Tensor, value: Tensor, *, scaling: float
 ) -> _Grads:
     repeats = query.shape[1] // key.shape[1]
     square = query.shape[2] == key.shape[2]
@@ -157,7 +163,7 @@ def _by_torch(
         repeat_kv(key, repeats),
         repeat_kv(value, repeats),
         output,
-        log_sum,
+        log_sum[..., 0],
         0.0,
         square,
         attn_mask=None if square else _mask(query, key),
@@ -167,51 +173,50 @@ def _by_torch(
     return of_query, of_key, of_value
 
 
-def _by_products(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, scaling: float
-) -> _Grads:
-    """After Dao et al. 2022 (arXiv:2205.14135), appendix B.2, in large blocks: of `BLOCK` queries and all they see."""
-    num_queries = query.shape[2]
-    if num_queries <= BLOCK:
-        return _of_block(grad, query, key, value, output, log_sum, scaling)
-    grad_query = torch.empty_like(query)
+def _with_sums(
+    query: Tensor, grad: Tensor, output: Tensor, log_sum: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> tuple[Tensor, ...]:
+    """Queries, their gradients, keys and values (..., D + 2), as `_by_products` takes them.
+
+    P = exp(s q k - log sum), and dS = P (dO v - sum(dO o)): what is subtracted takes part in the product as two
+    further columns, since only a product's sum is kept in 32 bits before it is rounded.
+    """
+    own = (grad.float() * output).sum(-1, keepdim=True)
+    return _with_columns(query, log_sum / -scaling), _with_columns(grad, -own), _with_ones(key), _with_ones(value)
+
+
+def _by_products(query: Tensor, grad: Tensor, key: Tensor, value: Tensor, *, scaling: float) -> _Grads:
+    """After Dao et al. 2022 (arXiv:2205.14135), appendix B.2, in large blocks: of some queries and all they see."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    num_blocks = round(num_queries / BLOCK)
+    if num_blocks <= 1:
+        return _of_block(query, grad, key, value, scaling)
+    of_queries = []
     # what several blocks add to is kept in 32 bits until all have
-    sums = [torch.zeros_like(states, dtype=torch.float32) for states in (key, value)]
-    for start in range(0, num_queries, BLOCK):
-        stop = min(start + BLOCK, num_queries)
-        seen = key.shape[2] - num_queries + stop
-        grads, queries, outputs, log_sums = (each[:, :, start:stop] for each in (grad, query, output, log_sum))
-        grad_query[:, :, start:stop], *parts = _of_block(
-            grads, queries, key[:, :, :seen], value[:, :, :seen], outputs, log_sums, scaling
-        )
+    sums = [states.new_zeros(*states.shape[:3], query.shape[3] - 2, dtype=torch.float32) for states in (key, value)]
+    for start, stop in itertools.pairwise(num_queries * number // num_blocks for number in range(num_blocks + 1)):
+        places, seen = slice(start, stop), slice(num_keys - num_queries + stop)
+        own = query[:, :, places], grad[:, :, places]
+        found, *parts = _of_block(*own, key[:, :, seen], value[:, :, seen], scaling)
+        of_queries.append(found)
         for total, part in zip(sums, parts, strict=True):
-            total[:, :, :seen] += part
-    return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype)
+            total[:, :, seen] += part
+    return torch.cat(of_queries, 2), sums[0].to(key.dtype), sums[1].to(value.dtype)
 
 
-def _of_block(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor, scaling: float
-) -> _Grads:
+def _of_block(query: Tensor, grad: Tensor, key: Tensor, value: Tensor, scaling: float) -> _Grads:
     """Query heads that share a key head stand below one another, so that one product serves all of them."""
-    repeats = query.shape[1] // key.shape[1]
-    keys, values = (states.flatten(0, 1) for states in (key, value))
-    queries, grads = _below(query, key), _below(grad, key)
-    # P = exp(s q k - log sum), and dS = P (dO v - sum(dO o)): what is subtracted takes part in the product as two
-    # further columns, since only a product's sum is kept in 32 bits before it is rounded.
-    shifted = _with_columns(queries, _below(log_sum[..., None], key) / -scaling)
-    unseen = _unseen(query, key).repeat(repeats, 1)
-    weights = torch.baddbmm(unseen, shifted, _with_ones(keys).mT, alpha=scaling).exp_()
-    own = _below((grad.float() * output).sum(-1, keepdim=True), key)
-    scores = torch.bmm(_with_columns(grads, -own), _with_ones(values).mT).mul_(weights)
-    grad_query = torch.bmm(scores, keys).mul_(scaling)
-    grad_key = torch.bmm(scores.mT, queries).mul_(scaling)
-    grad_value = torch.bmm(weights.mT, grads)
-    return grad_query.view(query.shape), grad_key.view(key.shape), grad_value.view(value.shape)
-
-
-def _below(states: Tensor, key: Tensor) -> Tensor:
-    """(B, h, T, D) to (B h_kv, repeats T, D)."""
-    return states.reshape(key.shape[0] * key.shape[1], -1, states.shape[-1])
+    num_queries, num_keys, repeats = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    keys, values = (states.flatten(0, 1).contiguous() for states in (key, value))
+    queries, grads = (states.reshape(len(keys), repeats * num_queries, -1).contiguous() for states in (query, grad))
+    weights = queries.new_empty(*queries.shape[:2], num_keys)
+    weights.baddbmm_(queries, keys.mT, beta=0, alpha=scaling).exp_()
+    weights.unflatten(1, (repeats, num_queries)).tril_(num_keys - num_queries)  # keys after the query are not seen
+    scores = torch.bmm(grads, values.mT).mul_(weights)
+    of_query = torch.bmm(scores, keys)[..., :-2].mul_(scaling).reshape(*query.shape[:3], -1)
+    of_key = torch.bmm(scores.mT, queries)[..., :-2].mul_(scaling)
+    of_value = torch.bmm(weights.mT, grads)[..., :-2]
+    return of_query, *(states.unflatten(0, key.shape[:2]) for states in (of_key, of_value))
 
 
 def _unseen(query: Tensor, key: Tensor) -> Tensor:

@@ -47,43 +47,61 @@ def _apply(written: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor,
     """Query (B, h, T, D) and key (B, h_kv, T, D), the first R numbers of each turned; cos and sin (B, T, R)."""
     if query.device.type != "cpu":
         return written(query, key, cos, sin)
-    return _rotate(query, cos, sin), _rotate(key, cos, sin)
+    return _rotate(query, key, cos, sin, False)
 
 
 # An operator of torch's own kind, so that a compiled layer can call it and need not look inside.
 @torch.library.custom_op("glm_lightning::rotate", mutates_args=(), device_types="cpu")
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    width, kind = cos.shape[-1], torch.promote_types(states.dtype, cos.dtype)
-    cos, sin = (table[..., : width // 2].unsqueeze(1) for table in (cos, sin))
-    result = states.new_empty(states.shape)
-    result[..., width:] = states[..., width:]
-    turned = states[..., :width].to(kind)
-    along = turned * cos.repeat_interleave(2, dim=-1)
-    # (a + b i) (0 + s i) is (-b s) + (a s) i, whether or not the product is fused with the sum
-    wide = torch.promote_types(kind, torch.float32)
-    by = torch.complex(torch.zeros_like(sin, dtype=wide), sin.to(wide))
-    across = torch.view_as_real(_pairs(turned.to(wide)) * by)
-    result[..., :width] = along.add_(across.flatten(-2).to(kind))
-    return result
+def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+    """(x, y) cos + (-y, x) sin for each pair; ``back``: turned the other way."""
+    cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(1) for table in (cos, sin))
+    signed = (sin, -sin) if back else (-sin, sin)
+    tables = cos.repeat_interleave(2, dim=-1), torch.stack(signed, -1).flatten(-2)
+    return _turned(query, *tables), _turned(key, *tables)
 
 
 @_rotate.register_fake
-def _(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return states.new_empty(states.shape)
+def _(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+    return _empty(query), _empty(key)
 
 
-def _pairs(states: Tensor) -> Tensor:
-    states = states if states.stride(-1) == 1 else states.contiguous()
-    return torch.view_as_complex(states.unflatten(-1, (-1, 2)))
+def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    result, width = _empty(states), cos.shape[-1]
+    own = states[..., :width]
+    torch.add(own * cos, _swapped(own) * sin, out=result[..., :width])
+    result[..., width:] = states[..., width:]
+    return result
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+def _empty(states: Tensor) -> Tensor:
+    """Of the shape (B, h, T, D), lying as (B, T, h, D), which linear layers give and, backwards, take."""
+    batch, heads, length, width = states.shape
+    return states.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    cos, sin = ctx.saved_tensors
-    return _rotate(grad, cos, -sin), None, None
+def _swapped(states: Tensor) -> Tensor:
+    """Neighbouring numbers change places."""
+    whole = _WHOLE.get(states.dtype.itemsize)
+    if whole is None:
+        return torch.flip(states.unflatten(-1, (-1, 2)), (-1,)).flatten(-2)
+    if states.stride(-1) != 1 or any(number % 2 for number in (states.storage_offset(), *states.stride()[:-1])):
+        states = states.contiguous()  # where no pair begins in the middle of such an integer
+    half, pairs = 8 * states.dtype.itemsize, states.view(whole)
+    low = torch.bitwise_right_shift(pairs, half).bitwise_and_((1 << half) - 1)
+    return torch.bitwise_left_shift(pairs, half).bitwise_or_(low).view(states.dtype)
+
+
+_WHOLE = {2: torch.int32, 4: torch.int64}
+"""By the bytes of a number the integer that holds two: shifting its halves is quicker than moving numbers."""
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, cos, sin, _ = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _differentiate(ctx: Any, grad_query: Tensor, grad_key: Tensor) -> tuple[Tensor | None, ...]:
+    return *_rotate(grad_query, grad_key, *ctx.saved_tensors, True), None, None, None
 
 
 _rotate.register_autograd(_differentiate, setup_context=_keep)
