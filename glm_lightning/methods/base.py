@@ -228,8 +228,9 @@ class Method(pl.LightningModule, ABC):
             self._tried_packing = True
             # Ranks that share a network's parts must run it equally often, so all try the first one's batch.
             tried = self.trainer.strategy.broadcast(batch).to(self.device)
-            # Lightning's hooks are outside its autocast, and what is trained may be of another type than the rest
-            with self.trainer.precision_plugin.forward_context():
+            # Lightning's hooks are outside its autocast, and what is trained may be of another type than the rest; to
+            # compile for this alone would take longer than the first steps
+            with self.as_written(), self.trainer.precision_plugin.forward_context():
                 refuse_leaks(self._network, tried)
         of_step = _mixed(self.ingredients.seed, self.trainer.global_step)
         self.ingredients.objective.seed = of_step

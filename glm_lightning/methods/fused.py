@@ -51,7 +51,7 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     own_bias = None if bias is None else bias.to(dtype)
     rows = x.to(dtype).flatten(0, -2)
     product: Any = _opaque if torch.compiler.is_compiling() else _LoraLinear.apply
-    result, _ = product(rows, weight.to(dtype), own_bias, a.to(dtype), b.to(dtype), scaling)
+    result, _ = product(rows, weight.to(dtype), own_bias, a, b, scaling)
     return cast(Tensor, result.unflatten(0, x.shape[:-1]))
 
 
@@ -59,17 +59,17 @@ def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The result y = x W^T + bias + s (x A^T) B^T, and x A^T."""
-    inner = x @ a.T
-    return torch.nn.functional.linear(x, weight, bias).addmm_(inner, b.T, alpha=scaling), inner
+    inner = x @ a.T.to(x.dtype)
+    return torch.nn.functional.linear(x, weight, bias).addmm_(inner, b.T.to(x.dtype), alpha=scaling), inner
 
 
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, inner: Tensor, scaling: float, of_x: bool
 ) -> list[Tensor]:
     """With g = d loss / d y: dA = s (g B)^T x, dB = s g^T (x A^T), and where it is wanted dx = g W + s g B A."""
-    through = (grad @ b).mul_(scaling)
-    found = [through.T @ x, (grad.T @ inner).mul_(scaling)]
-    return [*found, (grad @ weight).addmm_(through, a)] if of_x else found
+    through = (grad @ b.to(grad.dtype)).mul_(scaling)
+    found = [(through.T @ x).to(a.dtype), (grad.T @ inner).mul_(scaling).to(b.dtype)]
+    return [*found, (grad @ weight).addmm_(through, a.to(grad.dtype))] if of_x else found
 
 
 def _differentiate(ctx: Any, gradients: Callable[..., list[Tensor]], grad: Tensor) -> tuple[Tensor | None, ...]:

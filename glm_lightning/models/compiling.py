@@ -37,6 +37,9 @@ def compile_layers(network: nn.Module) -> str:
     from torch._inductor import config as generating
 
     generating.fallback_random = True
+    if generating.cpp.vec_isa_ok is None:
+        # What the processor has is known: to try each set of instructions on the compiler takes some ten seconds.
+        generating.cpp.vec_isa_ok = True
     # of a prefix each layer takes its own number of the stack
     tracing.recompile_limit = max(tracing.recompile_limit, len(found) + 8)
     tracing.accumulated_recompile_limit = max(tracing.accumulated_recompile_limit, 8 * tracing.recompile_limit)
