@@ -105,6 +105,20 @@ def test_layers_run_as_written_while_that_is_asked(monkeypatch):
     assert seen
 
 
+def test_a_packed_run_makes_one_program(train, monkeypatch):
+    """Compiling takes long: trying whether samples of a row see each other does not ask for it."""
+    torch.compiler.reset()
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph
+
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
+    train("run", "model.compile=true", "data.packing=true", "trainer.max_steps=2")
+    assert len(programs) == 1
+
+
 def test_without_a_compiler_the_layers_stay_and_it_is_told(monkeypatch):
     from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler

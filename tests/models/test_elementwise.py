@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from test_liger import EXPERTS, SIZES
@@ -117,6 +119,15 @@ def test_positions_and_their_gradients_are_of_the_same_bits(dtype: torch.dtype, 
     wanted = modeling_glm.apply_rotary_pos_emb(*states, *tables)
     assert all(map(torch.equal, found, wanted))
     assert all(map(torch.equal, torch.autograd.grad(found, states, grads), torch.autograd.grad(wanted, states, grads)))
+
+
+@pytest.mark.parametrize("cut", [lambda states: states[..., 1:], lambda states: states.mT.contiguous().mT])
+def test_pairs_may_lie_anywhere_in_memory(cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    states = cut(torch.randn(2, 4, 9, 17).bfloat16())[..., :16]
+    angles = torch.randn(2, 9, 16)
+    tables = angles.cos().bfloat16(), angles.sin().bfloat16()
+    found = cpu_rotary._apply(modeling_glm.apply_rotary_pos_emb, states, states, *tables)
+    assert all(map(torch.equal, found, modeling_glm.apply_rotary_pos_emb(states, states, *tables)))
 
 
 def test_positions_are_rounded_once_to_the_type_of_states_under_wider_angles() -> None:
