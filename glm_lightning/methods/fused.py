@@ -98,7 +98,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 # The same as an operator of torch's own kind: a compiler that looked inside would copy each result before the update is
-# added, where here it is added in place.
+# added, where here it is added in place, and would build a kernel for each conversion of the small matrices.
 _opaque = torch.library.custom_op("glm_lightning::lora_linear", _product, mutates_args=())
 _opaque_gradients = torch.library.custom_op("glm_lightning::lora_linear_backward", _gradients, mutates_args=())
 _opaque.register_fake(_product)

@@ -219,15 +219,11 @@ def _of_block(query: Tensor, grad: Tensor, key: Tensor, value: Tensor, scaling: 
     return of_query, *(states.unflatten(0, key.shape[:2]) for states in (of_key, of_value))
 
 
-def _unseen(query: Tensor, key: Tensor) -> Tensor:
-    """(T, K): minus infinity where a key comes after the query."""
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    return query.new_full((num_queries, num_keys), -torch.inf).triu_(1 + num_keys - num_queries)
-
-
 def _mask(query: Tensor, key: Tensor) -> Tensor:
-    """`_unseen` as torch's kernel wants it: (B, 1, T, K)."""
-    return _unseen(query, key).expand(query.shape[0], 1, -1, -1)
+    """(B, 1, T, K) for torch's kernel: minus infinity where a key comes after the query."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    unseen = query.new_full((num_queries, num_keys), -torch.inf).triu_(1 + num_keys - num_queries)
+    return unseen.expand(query.shape[0], 1, -1, -1)
 
 
 def _with_columns(states: Tensor, column: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A pair of neighbouring numbers is turned, as a complex number is by a product. transformers writes it as slices of every
 second number, a stack and a sum: on a CPU slow as it stands, and slower when it is compiled, as no vector instruction
-fits. Here the numbers change places by a complex product; what is rounded, and when, is as transformers has it.
+fits. Here a pair is one integer while its halves change places; what is rounded, and when, is as transformers has it.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def test_compiled_kernels_compute_the_same(name):
     check(name, checkpointing=False)
 
 
-def test_layers_run_as_written_while_that_is_asked(monkeypatch):
+@pytest.fixture
+def programs(monkeypatch):
+    """The graphs that would be compiled; they run as they are."""
     torch.compiler.reset()
     seen = []
 
@@ -95,26 +97,22 @@ def test_layers_run_as_written_while_that_is_asked(monkeypatch):
         return graph
 
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
+    return seen
+
+
+def test_layers_run_as_written_while_that_is_asked(programs):
     method = made("lora", network_of("glm"))
     compiling.compile_layers(method.network)
     with torch.no_grad():
         with compiling.off():
             SFT().loss(method.network, batch())
-        assert not seen
+        assert not programs
         SFT().loss(method.network, batch())
-    assert seen
+    assert programs
 
 
-def test_a_packed_run_makes_one_program(train, monkeypatch):
+def test_a_packed_run_makes_one_program(train, programs):
     """Compiling takes long: trying whether samples of a row see each other does not ask for it."""
-    torch.compiler.reset()
-    programs = []
-
-    def backend(graph, inputs):
-        programs.append(graph)
-        return graph
-
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
     train("run", "model.compile=true", "data.packing=true", "trainer.max_steps=2")
     assert len(programs) == 1
 
