@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from glm_lightning.types import UserError
+from glm_lightning.types import UserError, whole_shape
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
@@ -22,7 +22,7 @@ def parameter_groups(named_parameters: NamedParameters, *, weight_decay: float) 
     """
     named = sorted((item for item in named_parameters if item[1].requires_grad), key=lambda item: item[0])
     # by the shape: what is sharded cannot be squeezed
-    is_matrix = {name: sum(size > 1 for size in parameter.shape) >= 2 for name, parameter in named}
+    is_matrix = {name: sum(size > 1 for size in whole_shape(parameter)) >= 2 for name, parameter in named}
     matrices = [parameter for name, parameter in named if is_matrix[name]]
     vectors = [parameter for name, parameter in named if not is_matrix[name]]
     groups: list[dict[str, object]] = [

@@ -297,3 +297,9 @@ class Problems:
         """Raise one `UserError` with all of them."""
         if self.found:
             raise UserError(self.found)
+
+
+def whole_shape(tensor: Tensor) -> torch.Size:
+    """The shape of all ranks' parts of a tensor together: one that DeepSpeed has cut says nothing of it itself."""
+    shape: torch.Size = getattr(tensor, "ds_shape", tensor.shape)
+    return shape

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from glm_lightning.estimate.memory import Memory, Network
 from glm_lightning.estimate.tracing import Shape, Trace, extended
 from glm_lightning.methods.base import SHARDING
+from glm_lightning.strategies.zero import BUCKET
+
+_FLOAT32 = 4  # bytes
 
 MOST_ROWS = 4096
 """Rows above which nobody asks whether they fit."""
@@ -47,9 +50,19 @@ def on_devices(memory: Memory, *, strategy: str, devices: int) -> int:
     DDP keeps a copy of the gradients for its exchange; sharding strategies spread weights, gradients and optimizer
     states over the devices (Rajbhandari et al. 2020, arXiv:1910.02054). Of weights that are put together ZeRO-2 keeps
     all, ZeRO-3 the last unit (embeddings and output layer), the layer that runs and the one that is fetched meanwhile.
+    DeepSpeed's engine has gradients on their way besides, and its ZeRO-2 whole weights and a copy of what is trained.
     """
+    if devices > 1 and strategy == "deepspeed_zero2":
+        spread = memory.gradients + memory.optimizer
+        copied = _FLOAT32 * memory.trained
+        return memory.peak - spread + math.ceil((spread + copied) / devices) + _on_their_way(memory)
     if devices > 1 and strategy in SHARDING:
         *layers, rest = memory.units
         together = rest + (sum(layers) if strategy == "fsdp_zero2" else 2 * max(layers))
-        return memory.peak - memory.held + math.ceil(memory.held / devices) + together
+        sent = _on_their_way(memory) if strategy == "deepspeed" else 0
+        return memory.peak - memory.held + math.ceil(memory.held / devices) + together + sent
     return memory.peak + (memory.gradients if devices > 1 else 0)
+
+
+def _on_their_way(memory: Memory) -> int:
+    return _FLOAT32 * min(memory.trained, BUCKET)

@@ -47,7 +47,7 @@ class Memory:
     moments: Mapping[str, int]
     trained: int  # parameters
     flops: int  # of one forward and backward pass over the micro-batch
-    units: tuple[int, ...]  # the weights that a sharded run puts together at once, as it computes with them
+    units: tuple[int, ...]  # the weights that a sharded run puts together at once, as it puts them together
     beside: int = 0  # what is there all the time beside the network
 
     def with_beside(self, num_bytes: int) -> Memory:
@@ -79,7 +79,7 @@ class Network:
         method: a new one, whose ``ingredients.load`` gives a `skeleton`.
         precision: Lightning's name.
         kernels: whose are followed.
-        sharded: whether devices hold parts of a weight.
+        sharded: whether weights are put together from parts of other devices in the type that is computed in.
     """
 
     def __init__(self, method: Method, *, precision: str, kernels: Kernels = "cpu", sharded: bool = False) -> None:
@@ -143,8 +143,12 @@ class Network:
 
     def _whole(self) -> Iterator[int]:
         """Bytes of each of the method's units, what an earlier one holds left out."""
+
+        def computed(parameter: nn.Parameter) -> torch.dtype:
+            return (self._sharded and self._autocast) or parameter.dtype
+
         held: set[nn.Parameter] = set()
         for unit in self._method.units():
             own = set(unit.parameters()) - held
             held |= own
-            yield sum(each.numel() * (self._autocast or each.dtype).itemsize for each in own)
+            yield sum(each.numel() * computed(each).itemsize for each in own)

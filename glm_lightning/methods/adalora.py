@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters, layers
-from glm_lightning.methods.base import SHARDING, Method
+from glm_lightning.methods.base import DEEPSPEED, FSDP, Method
 from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.types import UserError
 
@@ -47,7 +47,7 @@ class AdaLoRA(Method):
     trains_base = False
     artefact = "adapter"
     refused_strategies = dict.fromkeys(
-        SHARDING, "ranks cannot be allocated over sharded updates; use method=lora, or trainer=ddp"
+        (*FSDP, *DEEPSPEED), "ranks cannot be allocated over gradients in parts; use method=lora, or trainer=ddp"
     )
 
     def __init__(

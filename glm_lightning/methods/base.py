@@ -25,10 +25,13 @@ from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.models import compiling, cpu_rotary, elementwise, liger, training_attention
 from glm_lightning.objectives.base import Stage
 from glm_lightning.objectives.supervised import refuse_leaks
+from glm_lightning.strategies import Zero
 from glm_lightning.strategies.parts import assign, gathered, whole
 from glm_lightning.types import Batch, UserError
 
-SHARDING = ("fsdp", "fsdp_zero2")
+FSDP = ("fsdp", "fsdp_zero2")
+DEEPSPEED = ("deepspeed", "deepspeed_zero2")
+SHARDING = (*FSDP, "deepspeed")
 """Values of ``trainer.strategy`` that put parts of a weight on several devices."""
 
 SKIPPED_IN_A_ROW = 20
@@ -280,11 +283,15 @@ class Method(pl.LightningModule, ABC):
         The norm is read here, once an optimizer step: before the weights are changed is the last moment at which the
         step can be left out and its micro-batches be run again on the weights that made it.
         """
-        trained = list(self.trained().values())
-        norm = whole(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
-        self._refuse_endless(norm)
-        if gradient_clip_val is not None:
-            nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+        strategy, trained = self.trainer.strategy, list(self.trained().values())
+        if isinstance(strategy, Zero):  # it has clipped already, and taken the step if it could
+            norm = strategy.norm
+            self._refuse_endless(norm)
+        else:
+            norm = whole(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+            self._refuse_endless(norm)
+            if gradient_clip_val is not None:
+                nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
         self._seen_by_optimizer = {"train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
 
     def _refuse_endless(self, norm: Tensor) -> None:
@@ -370,8 +377,7 @@ class Method(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained, and the name of the base it belongs to."""
-        trained = {name: parameter.detach() for name, parameter in self.trained().items()}
-        checkpoint["state_dict"] = gathered(trained, keep=self.trainer.is_global_zero)
+        checkpoint["state_dict"] = gathered(self.trained(), keep=self.trainer.is_global_zero)
         checkpoint["base"] = self.ingredients.base
         checkpoint["method"] = type(self).__name__
         checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from glm_lightning.types import whole_shape
+
 
 def misfits(trained: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor], *, of: str) -> list[str]:
     """Why ``stored`` values are not those of ``trained`` parameters, by name: missing, surplus, or of another shape.
@@ -16,9 +18,9 @@ def misfits(trained: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor], *
     problems = [f"{of}: {name} is missing" for name in sorted(trained.keys() - stored.keys())]
     problems += [f"{of}: {name} is not trained by this method" for name in sorted(stored.keys() - trained.keys())]
     problems += [
-        f"{of}: {name} has shape {tuple(stored[name].shape)}, the network {tuple(parameter.shape)}"
+        f"{of}: {name} has shape {tuple(stored[name].shape)}, the network {tuple(whole_shape(parameter))}"
         for name, parameter in trained.items()
-        if name in stored and stored[name].shape != parameter.shape
+        if name in stored and stored[name].shape != whole_shape(parameter)
     ]
     return problems
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters
-from glm_lightning.methods.base import SHARDING, Method
+from glm_lightning.methods.base import FSDP, Method
 from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.types import UserError
 
@@ -43,7 +43,7 @@ class PromptTuning(Method):
     artefact = "adapter"
     packs = False
     refused_strategies = dict.fromkeys(
-        SHARDING, "PEFT keeps soft tokens outside of the network that is sharded; use method=ptuning_v2, or trainer=ddp"
+        FSDP, "PEFT keeps soft tokens outside of the network that is sharded; use method=ptuning_v2, or trainer=ddp"
     )
 
     def __init__(

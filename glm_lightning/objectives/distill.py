@@ -201,7 +201,7 @@ class Distill(Objective):
             return results[0][0]
 
         outputs = at_supervised(network, batch, minimised, **options)
-        total, *measured = results[0]
+        total, (_, *measured) = outputs.logits, results[0]
         sums = dict(zip(("divergence", "cross_entropy", "token_accuracy"), measured, strict=True))
         if of_teacher is None:
             sums["kept_probability"] = -batch.given["rest"].to(total.dtype).expm1().sum()

@@ -63,8 +63,8 @@ class Likelihood(Objective):
             results.append(head.sums(hidden_states, compare))
             return results[0][0]
 
-        at_supervised(network, batch, minimised)
-        total, kl, correct = results[0]
+        total = at_supervised(network, batch, minimised).logits
+        _, kl, correct = results[0]
         count = batch.lengths.new_full((), batch.targets.numel())
         return Loss(total=total, count=count, sums={"token_accuracy": correct, "kl_to_base": kl})
 

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from glm_lightning.strategies.parts import assign, gathered, like
+from glm_lightning.strategies.parts import assign, gathered, is_part, like
 from glm_lightning.types import UserError
 
 
@@ -145,8 +145,12 @@ def _shard(units: Iterable[nn.Module], *, mesh: DeviceMesh, **options: Any) -> N
         fill(unit, device)
         fully_shard(unit, mesh=mesh, **options)
         unit.register_forward_hook(_in_parts_again)
-    # transformers' generate then lets a rank that is done run on until all are
-    unit._is_fsdp_managed_module = True  # type: ignore[assignment]
+    mark_shared(unit)
+
+
+def mark_shared(network: nn.Module) -> None:
+    """Let transformers' generate, which knows this mark, make a rank that is done run on until all are."""
+    network._is_fsdp_managed_module = True  # type: ignore[assignment]
 
 
 def _in_parts_again(unit: nn.Module, args: Any, output: Any) -> None:
@@ -166,7 +170,7 @@ def fill(unit: nn.Module, device: torch.device) -> None:
     places: dict[Tensor, list[tuple[dict[str, Any], str]]] = {}
     for tensors in held:
         for name, tensor in tensors.items():
-            if tensor is not None and not isinstance(tensor, DTensor):
+            if tensor is not None and not is_part(tensor):
                 places.setdefault(tensor, []).append((tensors, name))
     kinds = _of_first([(tensor.shape, tensor.dtype) for tensor in places])
     assert [tensor.shape for tensor in places] == [shape for shape, _ in kinds], "ranks build different networks"

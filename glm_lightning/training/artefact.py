@@ -12,7 +12,7 @@ from glm_lightning.methods.base import Method
 from glm_lightning.models.source import DEMO
 from glm_lightning.runs import RunFolder
 from glm_lightning.runs.folder import environment
-from glm_lightning.strategies.parts import gathered, own_part
+from glm_lightning.strategies.parts import gathered, is_part
 from glm_lightning.training import starting
 from glm_lightning.training.console import knobs
 from glm_lightning.training.parts import Parts
@@ -20,8 +20,8 @@ from glm_lightning.training.parts import Parts
 
 def put_together(method: Method) -> None:
     """Where weights are sharded: the first rank gets a network with all that was trained, the others none."""
-    trained, notices = {name: p.detach() for name, p in method.trained().items()}, [*method.notices]
-    if all(own_part(p) is p for p in trained.values()):
+    trained, notices = method.trained(), [*method.notices]
+    if not any(is_part(p) for p in trained.values()):
         return
     is_first = method.trainer.is_global_zero
     values = gathered(trained, keep=is_first)

@@ -25,6 +25,7 @@ from glm_lightning.strategies import Sharded
 from glm_lightning.training.examination import Examination, spread
 from glm_lightning.training.expected import Expected
 from glm_lightning.training.parts import Parts
+from glm_lightning.types import whole_shape
 
 IGNORED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # reading is a lookup in a memory map
@@ -122,8 +123,8 @@ def trainable(trainer: pl.Trainer, method: Any) -> None:
     """Print how much of the network is trained, and what its method has to say of it; known once it is built."""
     if not trainer.is_global_zero:
         return
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in method.parameters())
+    trained = sum(whole_shape(p).numel() for p in method.parameters() if p.requires_grad)
+    total = sum(whole_shape(p).numel() for p in method.parameters())
     console = Console()
     console.print(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})", highlight=False)
     for notice in method.notices:

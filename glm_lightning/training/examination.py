@@ -17,7 +17,7 @@ from glm_lightning.evaluation import Record, Scores, Share
 from glm_lightning.files import read_json, write_json
 from glm_lightning.methods.base import Method
 from glm_lightning.runs.checkpoints import load_trained
-from glm_lightning.strategies import Sharded
+from glm_lightning.strategies import shares_weights
 from glm_lightning.training import forgetting
 
 T = TypeVar("T")
@@ -107,8 +107,7 @@ class Examination(Callback):
                 metrics[f"{forgetting.GROUP}/{name}"] = forgetting.loss(trainer, module, part)
             if self._examine is not None:
                 assert module.network is not None
-                is_sharded = isinstance(trainer.strategy, Sharded)
-                share = Share(trainer.global_rank, trainer.world_size, in_step=is_sharded)
+                share = Share(trainer.global_rank, trainer.world_size, in_step=shares_weights(trainer.strategy))
                 with module.as_written():
                     scores = self._examine(module.network, share=share)
                 metrics |= {f"test/{name}": value for name, value in scores.metrics.items()}

@@ -19,10 +19,11 @@ from glm_lightning.estimate.fitting import on_devices
 from glm_lightning.estimate.memory import Memory, Network
 from glm_lightning.estimate.tracing import Answers, Kernels, Shape
 from glm_lightning.inference.loading import words
+from glm_lightning.methods.base import FSDP
 from glm_lightning.models import Source
 from glm_lightning.objectives.base import Objective
 from glm_lightning.objectives.sft import SFT
-from glm_lightning.training import heap, placing, teaching
+from glm_lightning.training import heap, teaching
 from glm_lightning.training.method import unloaded
 from glm_lightning.training.parts import Parts
 
@@ -151,7 +152,7 @@ def memory_with(network: Network, objective: Objective, work: Work) -> Memory:
 def network_of(config: DictConfig, source: Source, *, precision: str, kernels: Kernels) -> Network:
     """The network of a run without its weights."""
     method = unloaded(config, source, SFT(), chosen=precision, num_steps=STEPS)
-    return Network(method, precision=precision, kernels=kernels, sharded=placing.is_sharded(config))
+    return Network(method, precision=precision, kernels=kernels, sharded=config.trainer.strategy in FSDP)
 
 
 def _teacher_bytes(objective: Objective) -> int:

@@ -25,7 +25,7 @@ from glm_lightning.runs import RunFolder
 from glm_lightning.training import expected
 from glm_lightning.training.launching import launch
 from glm_lightning.training.parts import Parts
-from glm_lightning.types import UserError
+from glm_lightning.types import UserError, whole_shape
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk without room answers."""
@@ -100,7 +100,7 @@ def _no_memory(config: DictConfig, parts: Parts, error: BaseException) -> list[s
 
 def _memory(parts: Parts) -> str:
     device = parts.trainer.strategy.root_device
-    trained = sum(p.numel() for p in parts.method.trained().values())
+    trained = sum(whole_shape(p).numel() for p in parts.method.trained().values())
     numbers = f"{parts.source.num_parameters:,} parameters, {trained:,} of them trained"
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch.distributed as dist
@@ -12,16 +13,18 @@ from transformers import PreTrainedModel
 
 from glm_lightning.config.nearest import hint
 from glm_lightning.estimate.skeleton import skeleton
-from glm_lightning.methods.base import SHARDING, Method
+from glm_lightning.methods.base import DEEPSPEED, FSDP, SHARDING, Method
 from glm_lightning.models import Source
 from glm_lightning.models.source import WeightsDtype
-from glm_lightning.strategies import Replicated, Sharded
+from glm_lightning.strategies import Replicated, Sharded, Zero
 from glm_lightning.training.launching import num_nodes
 
 OURS = {
     "ddp": Replicated.strategy_name,
     "fsdp": Sharded.strategy_name,
     "fsdp_zero2": Sharded.strategy_name_zero2,
+    "deepspeed": Zero.strategy_name,
+    "deepspeed_zero2": Zero.strategy_name_zero2,
 }
 """Values of ``trainer.strategy``, and what Lightning knows our strategies by."""
 
@@ -46,12 +49,6 @@ def problems(config: DictConfig) -> Iterator[str]:
     name = config.trainer.strategy
     if OmegaConf.is_config(name):
         return
-    if str(name).startswith("deepspeed"):
-        yield (
-            f"trainer.strategy is {name}: DeepSpeed's checkpoints are pickles, which are never read or written here; "
-            "use trainer=fsdp in the place of ZeRO-3, trainer=fsdp_zero2 in that of ZeRO-2"
-        )
-        return
     if name not in NAMES:
         yield f"trainer.strategy is {name}: must be one of {', '.join(NAMES)}{hint(name, NAMES)}"
         return
@@ -59,8 +56,10 @@ def problems(config: DictConfig) -> Iterator[str]:
     why_not = refusal(kind, name, quantize=config.model.get("quantize"))
     if why_not is not None:
         yield f"trainer.strategy is {name}: {kind.__name__} cannot work with it; {why_not}"
-    if name in SHARDING:
-        yield from _of_sharding(config)
+    if name in (*FSDP, *DEEPSPEED):
+        yield from _of_parts(config)
+    if name in DEEPSPEED:
+        yield from _of_deepspeed(config)
 
 
 def refusal(method: type[Method], strategy: str, *, quantize: str | None) -> str | None:
@@ -78,7 +77,7 @@ def table(methods: Mapping[str, type[Method]]) -> Iterator[tuple[str, ...]]:
         yield (name, *("yes" if works else "no" for works in (*cells, method.on_quantized)))
 
 
-def _of_sharding(config: DictConfig) -> Iterator[str]:
+def _of_parts(config: DictConfig) -> Iterator[str]:
     start = f"trainer.strategy is {config.trainer.strategy}: "
     if config.optimizer._target_.endswith(".adamw_8bit"):
         yield f"{start}bitsandbytes' optimizer takes no parts; use optimizer=adamw, whose averages are sharded, too"
@@ -86,6 +85,16 @@ def _of_sharding(config: DictConfig) -> Iterator[str]:
         yield f"{start}a scaled loss does not go with it; use trainer.precision=bf16-mixed or 32-true"
     if str(config.trainer.devices) == "1" and num_nodes(config) == 1:
         yield f"{start}there is one device to lay parts on; use trainer=default, or give trainer.devices=2 or more"
+
+
+def _of_deepspeed(config: DictConfig) -> Iterator[str]:
+    start = f"trainer.strategy is {config.trainer.strategy}: "
+    if find_spec("deepspeed") is None:
+        yield f"{start}needs the package deepspeed; pip install 'glm-lightning[deepspeed]', or use trainer=fsdp"
+    if str(config.trainer.precision) in ("64-true", "64"):
+        yield f"{start}its engine keeps float32; use trainer.precision=32-true, or trainer=ddp"
+    if config.model.get("compile"):
+        yield f"{start}its hooks on every layer do not go with model.compile=true; set it to false, or use trainer=ddp"
 
 
 def load_on_first(source: Source, *, dtype: WeightsDtype) -> PreTrainedModel:

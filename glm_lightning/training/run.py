@@ -98,12 +98,12 @@ def _expected(config: DictConfig, parts: Parts) -> expected.Expected | None:
     on_cpu = parts.trainer.strategy.root_device.type == "cpu"
     if not (parts.trainer.is_global_zero or (on_cpu and launching.launch() is not None)):
         return None
-    try:
-        with isolate_rng():  # what it builds draws numbers, which the other ranks do not
+    with isolate_rng():  # what it builds draws numbers, which the other ranks do not; an error must not leave it
+        try:
             found = expected.of_run(config, parts)
-    except Exception as error:
-        parts.method.notices.append(f"memory could not be estimated: {type(error).__name__}: {error}")
-        return None
+        except Exception as error:
+            parts.method.notices.append(f"memory could not be estimated: {type(error).__name__}: {error}")
+            return None
     free = psutil.virtual_memory().available / parts.trainer.num_devices
     if on_cpu and found.at_most - found.device.beside > free and heap.give_back_large_blocks():
         parts.method.notices.append("memory is short: freed blocks go back to the system at once, which costs speed")

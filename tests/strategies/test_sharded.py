@@ -1,9 +1,8 @@
 """Two processes that hold half of every weight each train as one process does."""
 
-import json
-
 import pytest
 import torch
+from parts_runs import assert_equal, assert_same_training, counts, losses, optimizer
 from tiny_runs import largest_difference, weights
 
 import glm_lightning
@@ -13,35 +12,6 @@ SHARDED = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trai
 ZERO2 = ("trainer=fsdp_zero2", *SHARDED[1:])
 ONE = ("trainer.accumulate_grad_batches=4",)
 FULL = ("method=full", "trainer.max_steps=4", "scheduler=constant")
-
-
-def optimizer(run):
-    """Its averages, whole, by name."""
-    from safetensors.torch import load_file
-
-    return load_file(run.last / "optimizer.safetensors")
-
-
-def losses(run):
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line[key]) for line in lines for key in ("train/loss", "train/grad_norm") if key in line]
-
-
-def counts(run, rank):
-    return json.loads((run.path / f"counts.{rank}.json").read_text(encoding="utf-8"))
-
-
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def assert_same_training(one, two):
-    assert largest_difference(weights(one), weights(two)) < 1e-10
-    assert largest_difference(optimizer(one), optimizer(two)) < 1e-10
-    for (step, value), (other_step, other) in zip(losses(one), losses(two), strict=True):
-        assert (step, value) == (other_step, pytest.approx(other, rel=1e-9))
-    assert one.read_report()["metrics"] == pytest.approx(two.read_report()["metrics"], rel=1e-9)
 
 
 def test_half_of_every_weight_on_each_rank_is_the_whole_on_one(train, in_two_processes, tmp_path):

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 import glm_lightning
 from glm_lightning.strategies import own_part
 from glm_lightning.training import build
+from glm_lightning.types import whole_shape
 
 
 class Watch(Callback):
@@ -34,7 +35,7 @@ class Watch(Callback):
     def on_train_start(self, trainer, pl_module):
         parameters = list(pl_module.parameters())
         self.counts["own"] = sum(own_part(parameter).numel() for parameter in parameters)
-        self.counts["whole"] = sum(parameter.numel() for parameter in parameters)
+        self.counts["whole"] = sum(whole_shape(parameter).numel() for parameter in parameters)
         if isinstance(trainer.model, DistributedDataParallel):
             trainer.model.register_comm_hook(None, self._sent)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,12 @@ from torch.nn.functional import dropout
 from glm_lightning.models.prefix.geometry import Geometry
 
 
-@dataclass(frozen=True)
-class Prefix:
+class Prefix(NamedTuple):
     """Keys (K, P, D) and values (K, P, E) of every layer: P prefix tokens, K heads of keys and values.
 
     It travels through the network's forward as a keyword argument. So a layer that is recomputed in the backward pass
-    gets the very tensors that it had in the forward pass, and no module holds a state that could be another's.
+    gets the very tensors that it had in the forward pass, and no module holds a state that could be another's. A
+    tuple: what hangs steps of its own on a module's tensors (DeepSpeed) finds them in one.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
