@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from glm_lightning.strategies.parts import own_part
+from glm_lightning.strategies.parts import is_engines, own_part
 from glm_lightning.types import Batch, Origin
 
 OnNonFinite = Literal["stop", "skip"]
@@ -81,8 +81,10 @@ def _named(origins: list[Origin]) -> str:
 
 def _first(network: nn.Module, loss: Callable[[], Tensor], *, num_rows: int) -> _Finding | None:
     """The first layer whose output, or else whose gradient, is not finite; parameters have no gradient behind it."""
-    watch = _Watch(network, num_rows)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    watch = _Watch(network, num_rows)
+    if any(is_engines(parameter) for parameter in trained.values()):
+        watch.only_layers()
     try:
         # What is compiled calls no hooks; a frozen layer has no gradient to watch, which torch warns about.
         with torch.compiler.set_stance("force_eager"), warnings.catch_warnings(), torch.enable_grad():
@@ -91,7 +93,7 @@ def _first(network: nn.Module, loss: Callable[[], Tensor], *, num_rows: int) -> 
             if watch.found is None and not _is_finite(value):
                 watch.found = _Finding("the loss behind the last layer is not finite")
             # Also where it is found already: other ranks may need this one's parts of the network.
-            value.backward()
+            value.backward(inputs=watch.starts or None)
             # What is sharded has been summed over the ranks by now: that is not this rank's finding.
             own = {name: p for name, p in trained.items() if own_part(p) is p}
             bad = [name for name, p in own.items() if not _all_finite([p.grad])]
@@ -110,6 +112,8 @@ class _Watch:
 
     def __init__(self, network: nn.Module, num_rows: int) -> None:
         self.found: _Finding | None = None
+        self.starts: list[Tensor] = []  # what the backward pass goes to, if not to all parameters
+        self._network = network
         self._num_rows = num_rows
         self._handles = []
         # A backward hook would exchange the output layer's output, which is the loss already.
@@ -118,6 +122,15 @@ class _Watch:
             self._handles.append(module.register_forward_hook(self._forward(name)))
             if module is not head and next(module.children(), None) is None:
                 self._handles.append(module.register_full_backward_hook(self._backward(name)))
+
+    def only_layers(self) -> None:
+        """Let the backward pass end at the embeddings, and no parameter get a gradient: an engine would count it in."""
+        embedding: nn.Module = self._network.get_input_embeddings()  # type: ignore[operator]
+        self._handles.append(embedding.register_forward_hook(self._start))
+
+    def _start(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        self.starts.append(output.detach().requires_grad_())
+        return self.starts[-1]
 
     def end(self) -> None:
         for handle in self._handles:

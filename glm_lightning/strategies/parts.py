@@ -16,6 +16,11 @@ def is_zero(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id")
 
 
+def is_engines(parameter: Tensor) -> bool:
+    """Whether DeepSpeed's engine takes the parameter's gradient as soon as there is one."""
+    return hasattr(parameter, "_z3_optimizer") or hasattr(parameter, "_hp_mapping")
+
+
 def is_part(tensor: Tensor) -> bool:
     """Whether this rank holds a part of it only."""
     return isinstance(tensor, DTensor) or is_zero(tensor)

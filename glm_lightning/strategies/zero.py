@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ class Zero(DDPStrategy):
     def _start(self, module: LightningModule, config: dict[str, Any]) -> None:
         import deepspeed
 
+        deepspeed.utils.logger.setLevel(logging.ERROR)  # of a step that is left out the run says more
         (optimizer,) = self.optimizers
         self._order = [list(group["params"]) for group in optimizer.param_groups]
         self._engine, *_ = deepspeed.initialize(

@@ -34,8 +34,10 @@ IGNORED_WARNINGS = (
     "It is recommended to use `self.log\\(.*sync_dist=True\\)`",  # what is logged is the sum over all ranks already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # lightning 2.6 against torch 2.13
     "Found .* module\\(s\\) in eval mode at the start of training",
+    "`torch.distributed.all_gather_into_tensor` is deprecated",  # deepspeed 0.19 against torch 2.13
+    "`torch.distributed.reduce_scatter_tensor` is deprecated",
 )
-"""Warnings of Lightning about what is meant here."""
+"""Warnings of Lightning about what is meant here, and of libraries about each other."""
 
 
 def quiet() -> None:

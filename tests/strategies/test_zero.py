@@ -1,9 +1,13 @@
 """Two processes under DeepSpeed's engine train as one process does, and leave checkpoints that do not show it."""
 
+import shutil
+
 import pytest
 import torch
 from parts_runs import assert_equal, assert_same_training, counts, optimizer
-from tiny_runs import weights
+from safetensors.torch import load_file, save_file
+from tiny_runs import largest_difference, weights
+from tokenizers import Tokenizer
 
 import glm_lightning
 from glm_lightning.training import placing
@@ -21,6 +25,7 @@ ZERO3 = (
 )
 ZERO2 = ("trainer=deepspeed_zero2", *ZERO3[1:])
 ONE = ("trainer.accumulate_grad_batches=4", FLOAT32)
+CLIP = "trainer.gradient_clip_val=0.1"
 FULL = (
     "method=full",
     "trainer.max_steps=4",
@@ -94,6 +99,30 @@ def test_other_methods(train, in_two_processes, strategies, knobs):
     one = train("one", *knobs, *ONE)
     for run in runs.values():
         assert_same_training(one, run, **CLOSE)
+
+
+@pytest.mark.slow
+def test_a_step_that_is_left_out_leaves_the_others_alone(train, in_two_processes, tiny_glm, rows, tmp_path):
+    """A token of one row has no embedding; the search for it must not add to the engine's gradients."""
+    base = shutil.copytree(tiny_glm, tmp_path / "base")
+    weights_of_base = load_file(base / "model.safetensors")
+    first, *_ = Tokenizer.from_file(str(base / "tokenizer.json")).encode("ÿ", add_special_tokens=False).ids
+    weights_of_base["model.embed_tokens.weight"][first] = torch.nan
+    save_file(weights_of_base, base / "model.safetensors", metadata={"format": "pt"})
+    lines = rows.read_text(encoding="utf-8").splitlines()
+    lines[12] = lines[12].replace('"content": "', '"content": "ÿ ', 1)
+    data = tmp_path / "poisoned.jsonl"
+    data.write_text("\n".join(lines), encoding="utf-8")
+    of_data = (f"model.path={base}", f"data.train={data}", "data.val=null")
+    knobs = (*of_data, "on_non_finite=skip", "scheduler=constant", "optimizer.lr=1e-3")
+    runs = in_two_processes({"three": [*knobs, *ZERO3], "two": [*knobs, *ZERO2]})
+    with pytest.warns(UserWarning, match="step [3-5]: the gradient norm is nan: skipped"):
+        one = train("one", *knobs, *ONE)
+    for run in (one, *runs.values()):
+        assert "1 step(s) were skipped" in " ".join(run.read_report()["notices"])
+    for run in runs.values():
+        assert largest_difference(weights(one), weights(run)) < CLOSE["within"]
+        assert largest_difference(optimizer(one), optimizer(run)) < CLOSE["within"]
 
 
 @pytest.mark.slow
