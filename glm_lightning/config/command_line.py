@@ -103,15 +103,17 @@ def _of_start(overrides: Sequence[str]) -> list[str]:
     file = next((file for file in files if file.is_file()), None)
     if place in ("null", "") or file is None:
         return []
-    if own := sorted(says.keys() & {"model", "model.path"}):
-        raise UserError(f"{own[0]} is {says[own[0]]}: init_from brings its own model; leave {own[0]} out")
     stored = load(file)
     path = str(OmegaConf.select(stored, "model.path"))
     model = ["model=demo"] if path == "demo" else ["model=local", quote(f"model.path={path}", multirun=False)]
+    # Other ranks that Lightning starts are told what was added here for the first.
+    own = [key for key in ("model", "model.path") if key in says and f"{key}={says[key]}" not in model]
+    if own:
+        raise UserError(f"{own[0]} is {says[own[0]]}: init_from brings its own model; leave {own[0]} out")
     target = OmegaConf.select(stored, "method._target_")
     methods = {file.stem: OmegaConf.select(OmegaConf.load(file), "method._target_") for file in _methods()}
     method = [f"method={name}" for name, known in methods.items() if known == target]
-    return [*model, *([] if "method" in says else method)]
+    return [each for each in (*model, *method) if each.partition("=")[0] not in says]
 
 
 def _methods() -> list[Path]:

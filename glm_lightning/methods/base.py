@@ -88,8 +88,8 @@ class Method(pl.LightningModule, ABC):
     def check(self, skeleton: PreTrainedModel) -> None:
         """Raise `UserError` if this network, given on the meta device, cannot be trained this way."""
 
-    def wrong_if_sharded(self) -> Iterator[str]:
-        """What of this method's knobs cannot work where every rank holds parts of a weight."""
+    def wrong_with(self, strategy: str) -> Iterator[str]:
+        """What of this method's knobs cannot work with a value of ``trainer.strategy``."""
         return iter(())
 
     @abstractmethod

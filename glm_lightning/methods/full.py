@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import weights
-from glm_lightning.methods.base import Method
+from glm_lightning.methods.base import DEEPSPEED, FSDP, Method
 from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.types import UserError
 
@@ -38,9 +38,9 @@ class Full(Method):
         self.l2_to_start = l2_to_start
         self._pulled_to: dict[str, Tensor] = {}
 
-    def wrong_if_sharded(self) -> Iterator[str]:
-        """A copy of all weights is whole on every rank."""
-        if self.l2_to_start:
+    def wrong_with(self, strategy: str) -> Iterator[str]:
+        """A copy of all weights is whole on every rank, and the pull is added to gradients that are."""
+        if self.l2_to_start and strategy in (*FSDP, *DEEPSPEED):
             yield f"method.l2_to_start is {self.l2_to_start}: keeps whole weights on every rank; use trainer=ddp"
 
     def check(self, skeleton: PreTrainedModel) -> None:

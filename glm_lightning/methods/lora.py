@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glm_lightning.methods import adapters
-from glm_lightning.methods.base import Method
+from glm_lightning.methods.base import SHARDING, Method
 from glm_lightning.methods.ingredients import Ingredients
 from glm_lightning.methods.low_rank import LowRank, faster
 from glm_lightning.methods.splitting import Split
@@ -81,8 +81,10 @@ class LoRA(Method):
         if problems := list(self.update.problems(skeleton, self.ingredients.quantize)):
             raise UserError(problems)
 
-    def wrong_if_sharded(self) -> Iterator[str]:
+    def wrong_with(self, strategy: str) -> Iterator[str]:
         """What begins as a part of the base needs the base whole; what adapts experts rewrites a parameter."""
+        if strategy not in SHARDING:
+            return
         if self._split is not None:
             yield f"method.init is {self.update.init!r}: takes whole weights apart; use init=default, or trainer=ddp"
         if self.update.experts:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from glm_lightning.strategies.parts import assign
+from glm_lightning.strategies.parts import assign, copied
 
 
 @contextlib.contextmanager
 def exchanged(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
     """While it is entered, each parameter holds its value of ``values``."""
-    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    kept = {name: copied(parameter) for name, parameter in parameters.items()}
     put(parameters, values)
     try:
         yield

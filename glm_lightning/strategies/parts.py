@@ -34,6 +34,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """A copy that `assign` takes back."""
+    return whole(tensor) if is_zero(tensor) else tensor.detach().clone()
+
+
 def own_part(tensor: Tensor) -> Tensor:
     """What this rank holds of it."""
     if is_zero(tensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 from glm_lightning.models.prefix import PrefixEncoder
 from glm_lightning.strategies.parts import assign
 from glm_lightning.strategies.sharded import Shardable, fill, mark_shared
-from glm_lightning.types import whole_shape
+from glm_lightning.types import UserError, whole_shape
 
 BUCKET = 1 << 26
 """Numbers of gradients that are sent at once, at most: 256 MiB in float32."""
@@ -52,6 +53,16 @@ class Zero(DDPStrategy):
         self._engine: Any = None
         self._order: list[list[nn.Parameter]] = []  # what is trained, as the optimizer was given it
 
+    def setup_environment(self) -> None:
+        """Connect the ranks, and tell the engine which of the machine's this is."""
+        super().setup_environment()
+        if self.root_device.type == "cuda" and self.root_device.index != self.local_rank:
+            raise UserError(
+                f"trainer.devices: rank {self.local_rank} of this machine would have GPU {self.root_device.index}, and "
+                "DeepSpeed takes them in turn; give their number, and choose which by CUDA_VISIBLE_DEVICES"
+            )
+        os.environ["LOCAL_RANK"] = str(self.local_rank)
+
     def setup(self, trainer: Trainer) -> None:
         """Cut what the module has built in parts, then make the optimizer and the engine."""
         assert self.accelerator is not None
@@ -60,7 +71,7 @@ class Zero(DDPStrategy):
         self.model = self.precision_plugin.convert_module(module)
         config = self._config(trainer, cast(Shardable, module))
         if self.stage == 3:
-            _cut(cast(Shardable, module), config)
+            _cut(cast(Shardable, module), config, self.root_device)
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -69,7 +80,8 @@ class Zero(DDPStrategy):
 
     def _config(self, trainer: Trainer, module: Shardable) -> dict[str, Any]:
         trained = sum(parameter.numel() for parameter in module.trained().values())
-        *layers, rest = (sum(each.numel() for each in unit.parameters()) for unit in module.units())
+        *layers, everything = (sum(each.numel() for each in unit.parameters()) for unit in module.units())
+        rest = everything - sum(layers)
         autocasts = self.precision_plugin.precision == "bf16-mixed"
         return {
             "train_micro_batch_size_per_gpu": 1,  # for statistics of its own
@@ -251,14 +263,14 @@ class _Part:
         held[self.offset :][: self.length] = value.flatten()[self.start :][: self.length].to(held)
 
 
-def _cut(module: Shardable, config: dict[str, Any]) -> None:
+def _cut(module: Shardable, config: dict[str, Any], device: torch.device) -> None:
     """Leave each rank its part of every weight, a layer at a time; the first rank alone has loaded them."""
     import deepspeed
 
     *blocks, base = module.units()
     network = cast(Any, module).network
     for unit in (*blocks, network):
-        fill(unit, torch.device("cpu"))
+        fill(unit, device)
         deepspeed.zero.Init(module=unit, config_dict_or_path=config)
     for reaching in (each for each in network.modules() if isinstance(each, _REACHING)):
         for parameter in reaching.parameters():

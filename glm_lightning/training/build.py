@@ -96,8 +96,8 @@ def _checked(config: DictConfig) -> tuple[Source, Objective, evaluation.Settings
     problems.none_in(lambda: precision.check(str(config.trainer.precision), device=_device(config)))
     # Constructing a method costs nothing, so one is made for its mistakes before there are data to make the real one.
     rehearsal = problems.none_in(lambda: _rehearsal(config, source, cast(Objective, objective)))
-    if rehearsal is not None and placing.is_sharded(config):
-        problems.found += rehearsal.wrong_if_sharded()
+    if rehearsal is not None:
+        problems.found += rehearsal.wrong_with(str(config.trainer.strategy))
     if rehearsal is not None and not problems.found:
         problems.none_in(lambda: rehearsal.examine(source.skeleton))
     problems.raise_if_any()

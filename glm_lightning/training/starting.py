@@ -148,7 +148,10 @@ def values(config: DictConfig) -> dict[str, Tensor] | None:
     if config.get("init_from") is None or config.init_as != "adapter":
         return None
     if placing.is_sharded(config):
-        raise UserError("init_as is adapter: does not go with trainer=fsdp; set init_as=base, or use trainer=ddp")
+        raise UserError(
+            f"init_as is adapter: does not go with trainer.strategy={config.trainer.strategy}; set init_as=base, "
+            "or use trainer=ddp"
+        )
     run = RunFolder(Path(config.init_from))
     kept = run.best if run.read_report().get("weights") == "best" else run.last
     if not kept.is_dir():

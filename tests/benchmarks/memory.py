@@ -35,6 +35,8 @@ CONFIGURATIONS = (
     ("method=qlora", "data.max_tokens=2048"),
     ("method=full", "trainer=fsdp", *TWO),
     ("method=full", "trainer=fsdp_zero2", *TWO),
+    ("method=full", "trainer=deepspeed", *TWO),
+    ("method=full", "trainer=deepspeed_zero2", *TWO),
 )
 
 QUIET = ("data.val=null", "trainer.max_epochs=1", "callbacks.checkpoints=null", "callbacks.early_stopping=null")

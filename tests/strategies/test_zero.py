@@ -140,6 +140,7 @@ def test_16_bits(train, in_two_processes, method):
     ("knobs", "part"),
     [
         (["method=adalora"], "AdaLoRA cannot work with it; ranks cannot be allocated over gradients in parts"),
+        (["method=full", "method.l2_to_start=0.1"], "method.l2_to_start is 0.1: keeps whole weights on every rank"),
         (["method=qlora"], "QLoRA cannot work with it; quantised layers are not sharded; use trainer=ddp"),
         (["optimizer=adamw_8bit"], "optimizer takes no parts; use optimizer=adamw"),
         (["trainer.precision=16-mixed"], "use trainer.precision=bf16-mixed"),

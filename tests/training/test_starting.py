@@ -56,6 +56,18 @@ def trained(run: RunFolder):
     return load_file(run.last / "trained.safetensors")
 
 
+def test_ranks_that_are_started_may_be_told_what_was_added_for_the_first(train, overrides, tmp_path):
+    """Lightning gives them the composed overrides, model and method of the run before among them."""
+    from glm_lightning import config
+
+    train("first", "trainer.max_steps=1")
+    model = next(each for each in overrides("") if each.startswith("model.path="))
+    first = config.compose([f"init_from={tmp_path / 'first'}"])
+    assert first == config.compose([f"init_from={tmp_path / 'first'}", "model=local", model, "method=lora"])
+    with pytest.raises(UserError, match="init_from brings its own model; leave model out"):
+        config.compose([f"init_from={tmp_path / 'first'}", "model=demo"])
+
+
 def test_the_same_adapter_goes_on_as_the_run_itself_would(train, go_on, tmp_path):
     """Where each step sees all rows and remembers no gradient, two steps and one more are three."""
     knobs = ("data.batch_size=48", "data.val=null", "scheduler=constant", "scheduler.warmup=0", "trainer.max_epochs=3",
