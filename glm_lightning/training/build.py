@@ -25,7 +25,7 @@ from glm_lightning.objectives.base import Objective, Setup
 from glm_lightning.runs import RunFolder, SafeCheckpoints
 from glm_lightning.templates import Template
 from glm_lightning.tokenizers import Tokenizer
-from glm_lightning.training import console, launching, placing, starting, teaching
+from glm_lightning.training import console, heap, launching, placing, starting, teaching
 from glm_lightning.training.examination import Examination
 from glm_lightning.training.method import ingredients_of, method_of
 from glm_lightning.training.parts import Parts
@@ -176,6 +176,8 @@ def _trainer(
         watchers.pop("early_stopping", None)
     # Examination first: clocks and bars of the others start after what it does at the start.
     callbacks = [LambdaCallback(on_fit_start=console.trainable), examination, *watchers.values()]
+    if _device(config) == "cpu":
+        callbacks.append(heap.Trimmed())
     loggers = [made(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     knobs = OmegaConf.merge(
         config.trainer,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import time
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 LARGE = 1 << 20
 """Bytes of a block that is asked of the system and given back to it."""
@@ -11,6 +16,8 @@ LARGE = 1 << 20
 M_MMAP_THRESHOLD = -3
 """As glibc's malloc.h numbers it."""
 
+INTERVAL = 5.0
+"""Seconds between two times that a heap is trimmed: pages that come back must be made anew."""
 
 KEPT = 0.4
 """Share of a run's tensors that the heap was seen to keep beyond them at most, left to itself."""
@@ -34,3 +41,30 @@ def give_back_large_blocks() -> bool:
     if done:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(LARGE)
     return done
+
+
+def trim() -> None:
+    """Have glibc give the pages that are free back to the system; other C libraries have no such call."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@final
+class Trimmed(Callback):
+    """Trims the heap behind an optimizer step, once in `INTERVAL` seconds at most.
+
+    Micro-batches of ever other lengths leave holes that no later block fits into: untrimmed, the heap grows by them for
+    as long as new lengths come.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Trim, if it is time."""
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if is_step and time.monotonic() - self._last >= INTERVAL:
+            trim()
+            self._last = time.monotonic()

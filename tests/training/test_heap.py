@@ -64,3 +64,23 @@ def test_only_a_run_that_may_not_fit_has_them_given_back(train, monkeypatch, cap
     train("run")
     assert len(calls) == (free == "little")
     assert ("memory is short" in capsys.readouterr().out) == (free == "little")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_a_trimmed_heap_has_no_free_pages() -> None:
+    bare = {key: value for key, value in os.environ.items() if key not in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")}
+    command = [sys.executable, "-c", f"{FREE}heap.trim()\nprint(resident() - before)", "unset"]
+    kept, left = subprocess.run(command, env=bare, capture_output=True, check=True, encoding="utf-8").stdout.split()
+    assert int(kept) > 64 << 20
+    assert int(left) < 16 << 20
+
+
+def test_it_is_trimmed_between_steps_and_not_too_often(train, monkeypatch) -> None:
+    """Six steps of two micro-batches."""
+    trimmed: list[int] = []
+    monkeypatch.setattr(heap, "trim", lambda: trimmed.append(1))
+    train("seldom")
+    assert not trimmed
+    monkeypatch.setattr(heap, "INTERVAL", 0.0)
+    train("often", "trainer.accumulate_grad_batches=2")
+    assert len(trimmed) == 6
