@@ -50,7 +50,8 @@ def on_devices(memory: Memory, *, strategy: str, devices: int) -> int:
     DDP keeps a copy of the gradients for its exchange; sharding strategies spread weights, gradients and optimizer
     states over the devices (Rajbhandari et al. 2020, arXiv:1910.02054). Of weights that are put together ZeRO-2 keeps
     all, ZeRO-3 the last unit (embeddings and output layer), the layer that runs and the one that is fetched meanwhile.
-    DeepSpeed's engine has gradients on their way besides, and its ZeRO-2 whole weights and a copy of what is trained.
+    DeepSpeed's engine has gradients on their way besides; its ZeRO-3 copies what is put together out of buffers that it
+    comes in, its ZeRO-2 has whole weights and a copy of what is trained.
     """
     if devices > 1 and strategy == "deepspeed_zero2":
         spread = memory.gradients + memory.optimizer
@@ -59,7 +60,7 @@ def on_devices(memory: Memory, *, strategy: str, devices: int) -> int:
     if devices > 1 and strategy in SHARDING:
         *layers, rest = memory.units
         together = rest + (sum(layers) if strategy == "fsdp_zero2" else 2 * max(layers))
-        sent = _on_their_way(memory) if strategy == "deepspeed" else 0
+        sent = _on_their_way(memory) + together if strategy == "deepspeed" else 0
         return memory.peak - memory.held + math.ceil(memory.held / devices) + together + sent
     return memory.peak + (memory.gradients if devices > 1 else 0)
 

@@ -25,8 +25,8 @@ from glm_lightning.strategies.parts import assign
 from glm_lightning.strategies.sharded import Shardable, fill, mark_shared
 from glm_lightning.types import UserError, whole_shape
 
-BUCKET = 1 << 26
-"""Numbers of gradients that are sent at once, at most: 256 MiB in float32."""
+BUCKET = 1 << 24
+"""Numbers of gradients that are sent at once, at most: 64 MiB in float32."""
 
 
 @final
