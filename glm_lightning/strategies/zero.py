@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast, final
 
 import torch
@@ -150,11 +149,6 @@ class Zero(DDPStrategy):
         """Whether the engine is there when weights are loaded."""
         return True
 
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Whether Lightning calls `load_optimizer_state_dict`."""
-        return True
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: the module itself says what a checkpoint holds."""
         return {}
@@ -173,15 +167,6 @@ class Zero(DDPStrategy):
                         for name, value in states[part.flat].items()
                     }
         return {"state": state, "param_groups": groups}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Let the run's CheckpointIO write it on the first rank."""
-        if self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Let the run's CheckpointIO read it on every rank."""
-        return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Give every trained weight its value, and the engine's copy of it this rank's part."""

@@ -35,6 +35,7 @@ CONFIGURATIONS = (
     ("method=qlora", "data.max_tokens=2048"),
     ("method=full", "trainer=fsdp", *TWO),
     ("method=full", "trainer=fsdp_zero2", *TWO),
+    # these need glm-lightning[deepspeed]
     ("method=full", "trainer=deepspeed", *TWO),
     ("method=full", "trainer=deepspeed_zero2", *TWO),
 )
