@@ -171,24 +171,22 @@ def _words(error: urllib.error.HTTPError) -> str:
 def at_once(ask: Callable[[int], T], places: Sequence[int], *, workers: int) -> Iterator[tuple[int, T | EndpointError]]:
     """What ``ask`` gives for each place, as it comes, or the error that it raises; so many are asked at once.
 
-    The threads end with the process: who stops listening waits for no answer that is under way.
+    A place is asked only when the caller comes back for more, so who stops has no more than ``workers`` questions
+    under way. The threads end with the process: nobody waits for their answers.
     """
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, T | Exception]] = queue.SimpleQueue()
-    is_left = threading.Event()
-    for place in places:
-        waiting.put(place)
+    rest = iter(places)
 
     def work() -> None:
-        with contextlib.suppress(queue.Empty):
-            while not is_left.is_set():
-                place = waiting.get_nowait()
-                try:
-                    done.put((place, ask(place)))
-                except Exception as error:
-                    done.put((place, error))
+        while (place := waiting.get()) is not None:
+            try:
+                done.put((place, ask(place)))
+            except Exception as error:
+                done.put((place, error))
 
-    for _ in range(min(workers, len(places))):
+    for place in itertools.islice(rest, workers):
+        waiting.put(place)
         threading.Thread(target=work, daemon=True).start()
     try:
         for _ in places:
@@ -196,5 +194,7 @@ def at_once(ask: Callable[[int], T], places: Sequence[int], *, workers: int) -> 
             if isinstance(result, Exception) and not isinstance(result, EndpointError):
                 raise result
             yield place, result
+            waiting.put(next(rest, None))
     finally:
-        is_left.set()
+        for _ in range(workers):
+            waiting.put(None)
