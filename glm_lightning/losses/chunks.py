@@ -13,14 +13,26 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = 1 << 25
 """Logits held at once: 32 Mi elements, 128 MiB in float32. A chunk is this many, divided by the vocabulary."""
 
+BLOCK_ELEMENTS = 1 << 21
+"""Of these so many are in float32 at once where each row is computed by itself: 8 MiB stay in a processor's cache."""
+
 Sums = Callable[[Tensor, slice], Tensor]
 """From logits (n, V) in float32 and which of the positions they are of to sums (P,), the first of them minimised."""
 
 
 def slices(num_positions: int, vocabulary: int) -> list[slice]:
     """The chunks of the positions; none where there are no positions."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, min(start + size, num_positions)) for start in range(0, num_positions, size)]
+    return _slices(num_positions, CHUNK_ELEMENTS // vocabulary)
+
+
+def blocks(num_positions: int, vocabulary: int) -> list[slice]:
+    """The blocks of a chunk."""
+    return _slices(num_positions, BLOCK_ELEMENTS // vocabulary)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    size = max(1, size)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -99,7 +111,8 @@ class _LinearSums(torch.autograd.Function):
                 found = function(logits.requires_grad_(any(wanted)), rows)
                 if any(wanted):
                     (error,) = torch.autograd.grad(found[0], logits)
-                    accumulate(grads, error, hidden[rows], head, rows)
+                    accumulate(grads, error.to(head.dtype), hidden[rows], head, rows)
+                    accumulate_bias(grads, error)
             sums.append(found.detach())
         total = torch.stack(sums).sum(0)
         ctx.save_for_backward(*grads)
@@ -128,13 +141,17 @@ def empty_gradients(hidden: Tensor, weight: Tensor, wanted: tuple[bool, bool, bo
 
 
 def accumulate(grads: Gradients, error: Tensor, chunk: Tensor, head: Tensor, rows: slice) -> None:
-    """Add one chunk's gradients: error (n, V) = d total / d logits, chunk (n, H), head (V, H)."""
-    hidden_grad, weight_grad, bias_grad = grads
-    narrow = error.to(chunk.dtype)
+    """Add one chunk's gradients but the bias': error (n, V) = d total / d logits, chunk (n, H), head (V, H)."""
+    hidden_grad, weight_grad, _ = grads
     if hidden_grad is not None:
-        hidden_grad[rows] = narrow @ head
+        hidden_grad[rows] = error @ head
     if weight_grad is not None:
-        weight_grad += narrow.T @ chunk
+        weight_grad += error.T @ chunk
+
+
+def accumulate_bias(grads: Gradients, error: Tensor) -> None:
+    """Add the bias' gradient of some rows, in float32."""
+    *_, bias_grad = grads
     if bias_grad is not None:
         bias_grad += error.sum(0)
 

@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glm_lightning.losses import chunks
-from glm_lightning.losses.chunks import accumulate, accumulation_dtype, empty_gradients, in_compute_type
+from glm_lightning.losses.chunks import (
+    accumulate,
+    accumulate_bias,
+    accumulation_dtype,
+    empty_gradients,
+    in_compute_type,
+)
 
 
 class TokenSums(NamedTuple):
@@ -59,25 +65,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = accumulation_dtype(hidden.dtype)
         grads = empty_gradients(hidden, weight, wanted, dtype)
-        total, num_correct = hidden.new_zeros((), dtype=dtype), targets.new_zeros(())
+        losses, num_correct = hidden.new_empty(len(targets), dtype=dtype), targets.new_zeros(())
         # One copy in the compute type for all chunks; nothing to do where the head is held in it.
         head = weight.to(hidden.dtype)
-        for rows in chunks.slices(len(targets), len(weight)):
-            chunk, target = hidden[rows], targets[rows]
-            logits = torch.nn.functional.linear(chunk, head).to(dtype)
-            if bias is not None:
-                logits += bias
-            highest, likeliest = logits.max(-1)
-            num_correct += (likeliest == target).sum()
-            own = logits.gather(1, target[:, None])[:, 0]
-            # One exponential for the sum and for the gradient: log-sum-exp and softmax each took their own.
-            exponentials = logits.sub_(highest[:, None]).exp_()
-            sums = exponentials.sum(-1)
-            total += (sums.log() + highest - own).sum()
+        places = chunks.slices(len(targets), len(weight))
+        # One tensor for the logits of all chunks, and then for their errors: each new one would be made of new pages.
+        held = hidden.new_empty(places[0].stop if places else 0, len(weight))
+        for rows in places:
+            chunk = hidden[rows]
+            logits = torch.mm(chunk, head.T, out=held[: len(chunk)])
+            for part in chunks.blocks(len(chunk), len(weight)):
+                target, block = targets[rows][part], logits[part].to(dtype)
+                if bias is not None:
+                    block += bias
+                highest, likeliest = block.max(-1)
+                num_correct += (likeliest == target).sum()
+                own = block.gather(1, target[:, None])[:, 0]
+                # One exponential for the sum and for the gradient: log-sum-exp and softmax each took their own.
+                exponentials = block.sub_(highest[:, None]).exp_()
+                sums = exponentials.sum(-1)
+                losses[rows][part] = sums.log() + highest - own
+                if any(wanted):
+                    error = exponentials.div_(sums[:, None])
+                    error[torch.arange(len(target), device=target.device), target] -= 1
+                    accumulate_bias(grads, error)
+                    logits[part] = error
             if any(wanted):
-                error = exponentials.div_(sums[:, None])
-                error[torch.arange(len(target), device=target.device), target] -= 1
-                accumulate(grads, error, chunk, head, rows)
+                accumulate(grads, logits, chunk, head, rows)
+        total = losses.sum()
         ctx.save_for_backward(*grads)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(num_correct)

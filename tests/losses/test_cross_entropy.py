@@ -12,7 +12,8 @@ VOCABULARY = 50
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 3 * VOCABULARY)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", 2 * VOCABULARY)
 
 
 def example(dtype=torch.float64, *, trained=True):
