@@ -25,7 +25,6 @@ ZERO3 = (
 )
 ZERO2 = ("trainer=deepspeed_zero2", *ZERO3[1:])
 ONE = ("trainer.accumulate_grad_batches=4", FLOAT32)
-CLIP = "trainer.gradient_clip_val=0.1"
 FULL = (
     "method=full",
     "trainer.max_steps=4",
@@ -79,6 +78,7 @@ def test_parts_on_each_rank_are_the_whole_on_one(train, in_two_processes, tmp_pa
 @pytest.mark.parametrize(
     ("strategies", "knobs"),
     [
+        ((ZERO2,), (*FULL, "model.gradient_checkpointing=true")),
         ((ZERO3, ZERO2), ("method=freeze", "method.num_layers=1")),
         ((ZERO3, ZERO2), ("method=ia3",)),
         ((ZERO3, ZERO2), ("method=ptuning_v2", "method.dropout=0")),
