@@ -75,6 +75,16 @@ def test_validation_builds_no_gradient():
         assert linear_cross_entropy(states, weight, bias, targets).total.grad_fn is None
 
 
+def test_gradients_in_bfloat16_are_those_of_full_logits():
+    hidden, weight, bias, labels = example(torch.bfloat16)
+    states, targets = supervised(hidden, labels)
+    ours = torch.autograd.grad(linear_cross_entropy(states, weight, bias, targets).total, (hidden, weight, bias))
+    wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
+    theirs = torch.autograd.grad(naive(*wide, labels)[0], wide)
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own - other).norm() < 0.02 * other.norm()
+
+
 def test_bfloat16_sums_in_float32():
     hidden, weight, bias, labels = example(torch.bfloat16)
     states, targets = supervised(hidden, labels)
