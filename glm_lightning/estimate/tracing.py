@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel, masking_utils
 
 from glm_lightning.estimate.alive import Alive
+from glm_lightning.losses import chunks
 from glm_lightning.methods import layers
 from glm_lightning.models import cpu_attention
 from glm_lightning.models.prefix import attention
@@ -262,6 +263,7 @@ def _without_contents(network: nn.Module, kernels: Kernels, *, counts_casts: boo
         # transformers would write a mask out where it cannot read whether it needs one
         stack.enter_context(_exchanged(masking_utils, "is_tracing", lambda *_: False))
         stack.enter_context(_exchanged(attention, "causal_lower_right", _triangle))
+        stack.enter_context(_exchanged(chunks, "blocks", functools.partial(_two_blocks, chunks.blocks, kernels)))
         if kernels != "cpu":
             # a GPU's own kernel keeps the samples of a row apart, and holds what this one holds
             apart = kernels == "cuda"
@@ -293,6 +295,11 @@ def _exchanged(module: ModuleType, name: str, other: Any) -> Iterator[None]:
         yield
     finally:
         names[name] = own
+
+
+def _two_blocks(blocks: Callable[..., list[slice]], kernels: Kernels, *size: int, kind: str) -> list[slice]:
+    """Two of a chunk's blocks: the one before is still there when one is made, and further ones take as much."""
+    return blocks(*size, kind="cpu" if kernels == "cpu" else "cuda")[:2]
 
 
 def _triangle(queries: int, keys: int) -> Tensor:

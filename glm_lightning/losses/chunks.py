@@ -13,8 +13,11 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = 1 << 25
 """Logits held at once: 32 Mi elements, 64 MiB in 16 bits. A chunk is this many, divided by the vocabulary."""
 
-BLOCK_ELEMENTS = 1 << 21
+CPU_BLOCK_ELEMENTS = 1 << 21
 """Of these so many are in float32 at once where cross-entropy is taken: 8 MiB stay in a processor's cache."""
+
+BLOCK_ELEMENTS = 1 << 23
+"""The same on any other device, which takes longer to be told of a smaller block than to compute it."""
 
 Sums = Callable[[Tensor, slice], Tensor]
 """From logits (n, V) in float32 and which of the positions they are of to sums (P,), the first of them minimised."""
@@ -25,9 +28,9 @@ def slices(num_positions: int, vocabulary: int) -> list[slice]:
     return _slices(num_positions, CHUNK_ELEMENTS // vocabulary)
 
 
-def blocks(num_positions: int, vocabulary: int) -> list[slice]:
-    """The blocks of a chunk."""
-    return _slices(num_positions, BLOCK_ELEMENTS // vocabulary)
+def blocks(num_positions: int, vocabulary: int, *, kind: str) -> list[slice]:
+    """The blocks of a chunk on a device of this kind."""
+    return _slices(num_positions, (CPU_BLOCK_ELEMENTS if kind == "cpu" else BLOCK_ELEMENTS) // vocabulary)
 
 
 def _slices(count: int, size: int) -> list[slice]:

@@ -74,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in places:
             chunk = hidden[rows]
             logits = torch.mm(chunk, head.T, out=held[: len(chunk)])
-            for part in chunks.blocks(len(chunk), len(weight)):
+            for part in chunks.blocks(len(chunk), len(weight), kind=hidden.device.type):
                 target, block = targets[rows][part], logits[part].to(dtype)
                 if bias is not None:
                     block += bias

@@ -11,6 +11,7 @@ import torch
 from glm_lightning.estimate import tracing
 from glm_lightning.estimate.alive import Alive
 from glm_lightning.estimate.tracing import Shape, trace
+from glm_lightning.losses import chunks
 from glm_lightning.models.prefix import attention
 from glm_lightning.types import Batch
 
@@ -79,3 +80,23 @@ def test_every_stage_takes_what_it_takes_with_contents(family, name, checkpointi
     expected = counted(method)
     # the ids of soft tokens are no buffers of PEFT's modules
     assert traced(method) == pytest.approx(expected, abs=256 if name == "prompt_tuning" else 0)
+
+
+@pytest.mark.usefixtures("_ids")
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_many_blocks_of_logits_take_what_the_first_ones_take(name, monkeypatch):
+    monkeypatch.setattr(chunks, "CPU_BLOCK_ELEMENTS", 1)  # a block is a position
+    method = method_on("glm", name)
+    method.network.bfloat16()  # in float32 a block is no copy
+    seen: list[int] = []
+    real = chunks.blocks
+    monkeypatch.setattr(chunks, "blocks", lambda *size, kind: (seen.append(size[0]), real(*size, kind=kind))[1])
+    expected = counted(method)
+    assert seen == [SHAPE.supervised] * 2
+    assert traced(method) == expected
+
+
+def test_a_gpus_blocks_are_larger() -> None:
+    assert len(chunks.blocks(64, 1 << 17, kind="cpu")) == 4
+    assert len(chunks.blocks(64, 1 << 17, kind="cuda")) == 1
+    assert tracing._two_blocks(chunks.blocks, "cuda", 192, 1 << 17, kind="cpu") == [slice(0, 64), slice(64, 128)]

@@ -13,7 +13,7 @@ VOCABULARY = 50
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 5 * VOCABULARY)
-    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", 2 * VOCABULARY)
+    monkeypatch.setattr(chunks, "CPU_BLOCK_ELEMENTS", 2 * VOCABULARY)
 
 
 def example(dtype=torch.float64, *, trained=True):
