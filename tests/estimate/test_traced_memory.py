@@ -85,7 +85,7 @@ def test_every_stage_takes_what_it_takes_with_contents(family, name, checkpointi
 @pytest.mark.usefixtures("_ids")
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_many_blocks_of_logits_take_what_the_first_ones_take(name, monkeypatch):
-    monkeypatch.setattr(chunks, "CPU_BLOCK_ELEMENTS", 3 * 97)  # three positions of the tiny vocabulary
+    monkeypatch.setattr(chunks, "CPU_BLOCK_ELEMENTS", 3 * tiny.VOCABULARY)
     method = method_on("glm", name)
     method.network.bfloat16()  # in float32 a block is no copy
     seen: list[int] = []
