@@ -213,9 +213,9 @@ def _of_block(query: Tensor, grad: Tensor, key: Tensor, value: Tensor, scaling: 
     weights.baddbmm_(queries, keys.mT, beta=0, alpha=scaling).exp_()
     weights.unflatten(1, (repeats, num_queries)).tril_(num_keys - num_queries)  # keys after the query are not seen
     scores = torch.bmm(grads, values.mT).mul_(weights)
-    of_query = torch.bmm(scores, keys)[..., :-2].mul_(scaling).reshape(*query.shape[:3], -1)
-    of_key = torch.bmm(scores.mT, queries)[..., :-2].mul_(scaling)
-    of_value = torch.bmm(weights.mT, grads)[..., :-2]
+    of_query = torch.bmm(scores, keys[..., :-2]).mul_(scaling).reshape(*query.shape[:3], -1)
+    of_key = torch.bmm(scores.mT, queries[..., :-2]).mul_(scaling)
+    of_value = torch.bmm(weights.mT, grads[..., :-2])
     return of_query, *(states.unflatten(0, key.shape[:2]) for states in (of_key, of_value))
 
 
@@ -229,8 +229,18 @@ def _mask(query: Tensor, key: Tensor) -> Tensor:
 def _with_columns(states: Tensor, column: Tensor) -> Tensor:
     """``states`` and a float32 ``column`` as the sum of two columns of their type."""
     high = column.to(states.dtype)
-    return torch.cat([states, high, (column - high).to(states.dtype)], -1)
+    return _beside(states, high, column - high)
 
 
 def _with_ones(states: Tensor) -> Tensor:
-    return torch.cat([states, states.new_ones(()).expand(*states.shape[:-1], 2)], -1)
+    return _beside(states, *states.new_ones(2))
+
+
+def _beside(states: Tensor, *columns: Tensor) -> Tensor:
+    """(..., D) and columns (..., 1) beside it, in the type of the states."""
+    width = states.shape[-1]
+    result = states.new_empty(*states.shape[:-1], width + len(columns))
+    result[..., :width] = states
+    for place, column in enumerate(columns, start=width):
+        result[..., place : place + 1] = column
+    return result

@@ -1,13 +1,13 @@
-"""The C library's heap."""
+"""What a process on a CPU keeps beside its tensors: freed blocks, and kernels made for a shape."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-import time
 from typing import Any, final
 
+import psutil
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 LARGE = 1 << 20
@@ -16,11 +16,29 @@ LARGE = 1 << 20
 M_MMAP_THRESHOLD = -3
 """As glibc's malloc.h numbers it."""
 
-INTERVAL = 5.0
-"""Seconds between two times that a heap is trimmed: pages that come back must be made anew."""
+SLACK = 0.2
+"""Share by which a process may outgrow what it was seen to need before its heap is trimmed."""
 
 KEPT = 0.4
 """Share of a run's tensors that the heap was seen to keep beyond them at most, left to itself."""
+
+
+KERNELS = 256
+"""Kernels of oneDNN that are kept at least: layers with LoRA take some thirty, and five for each length of a sample."""
+
+POSITIONS = 8
+"""Positions of a micro-batch for each further one: room for samples of forty that are all of different lengths."""
+
+
+def keep_fewer_kernels(max_tokens: int) -> None:
+    """Have oneDNN keep the kernels that micro-batches of ``max_tokens`` positions need, instead of 1,024.
+
+    It makes one for every shape in bfloat16 and keeps it, 0.5 to 1 MB each, though the lengths of packed samples hardly
+    come again. A process that has multiplied before, and a user's own setting, stay as they are.
+    """
+    number = str(min(max(KERNELS, max_tokens // POSITIONS), 1024))
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # of the library, and of torch's layer on it
+        os.environ.setdefault(name, number)
 
 
 def give_back_large_blocks() -> bool:
@@ -51,20 +69,32 @@ def trim() -> None:
 
 @final
 class Trimmed(Callback):
-    """Trims the heap behind an optimizer step, once in `INTERVAL` seconds at most.
+    """Trims the heap behind an optimizer step when the process takes `SLACK` more than it was seen to need.
 
     Micro-batches of ever other lengths leave holes that no later block fits into: untrimmed, the heap grows by them for
-    as long as new lengths come.
+    as long as new lengths come. But pages that were given back are made anew, a tenth of the time of the step that
+    follows, so it is not done after each. What is needed is what the process takes after the step that follows.
     """
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._needed, self._is_trimmed = 0, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Trim what loading and first scores have left."""
+        self._trim()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Trim, if it is time."""
-        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if is_step and time.monotonic() - self._last >= INTERVAL:
-            trim()
-            self._last = time.monotonic()
+        """Trim, if there is reason to."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        resident = psutil.Process().memory_info().rss
+        if self._is_trimmed:
+            self._needed, self._is_trimmed = max(self._needed, resident), False
+        elif resident > (1 + SLACK) * self._needed:
+            self._trim()
+
+    def _trim(self) -> None:
+        trim()
+        self._is_trimmed = True

@@ -72,6 +72,7 @@ def run(config: DictConfig, *, overrides: Sequence[str] = ()) -> Run:
     folder = RunFolder(Path(config.run_dir))
     configuration.check(with_autos_set(config), provided=PROVIDED)
     parts = build(config, folder)
+    heap.keep_fewer_kernels(parts.data.max_tokens)
     pl.seed_everything(config.seed, verbose=False)
     with _owned(folder, is_first=parts.trainer.is_global_zero), console.named_warnings_ignored():
         checkpoint = launching.of_first(parts.trainer, lambda: _checkpoint(folder, parts))

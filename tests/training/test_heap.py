@@ -1,4 +1,4 @@
-"""What the C library keeps of freed memory."""
+"""What is kept of freed memory, and of kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import platform
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from glm_lightning.training import heap
 
@@ -75,12 +77,76 @@ def test_a_trimmed_heap_has_no_free_pages() -> None:
     assert int(left) < 16 << 20
 
 
-def test_it_is_trimmed_between_steps_and_not_too_often(train, monkeypatch) -> None:
-    """Six steps of two micro-batches."""
+def test_it_is_trimmed_when_the_process_has_outgrown_its_need(monkeypatch) -> None:
+    """Two micro-batches a step. What is needed is what a step takes on a trimmed heap, and the most of these."""
     trimmed: list[int] = []
     monkeypatch.setattr(heap, "trim", lambda: trimmed.append(1))
-    train("seldom")
-    assert not trimmed
-    monkeypatch.setattr(heap, "INTERVAL", 0.0)
-    train("often", "trainer.accumulate_grad_batches=2")
-    assert len(trimmed) == 6
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=2)
+    callback = heap.Trimmed()
+
+    def trims_behind(resident: int) -> bool:
+        before = len(trimmed)
+        monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=9999)))
+        callback.on_train_batch_end(trainer, None, None, None, 0)  # amid a step
+        assert len(trimmed) == before
+        monkeypatch.setattr(
+            psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=resident))
+        )
+        callback.on_train_batch_end(trainer, None, None, None, 1)
+        return len(trimmed) > before
+
+    callback.on_train_start(trainer, None)
+    assert len(trimmed) == 1
+    assert not trims_behind(1000)  # needed
+    assert not trims_behind(1190)
+    assert trims_behind(1210)
+    assert not trims_behind(1100)  # the new need
+    assert not trims_behind(1310)
+    assert trims_behind(1330)
+    assert not trims_behind(900)  # of a small step, which says nothing
+    assert not trims_behind(1310)
+
+
+def test_a_run_trims_its_heap(train, monkeypatch) -> None:
+    trimmed: list[int] = []
+    monkeypatch.setattr(heap, "trim", lambda: trimmed.append(1))
+    monkeypatch.setattr(heap, "SLACK", -1.0)
+    train("run", "trainer.accumulate_grad_batches=2")
+    assert len(trimmed) == 1 + 3  # at the start, and behind every second of six steps
+
+
+SHAPES = """
+import sys
+import psutil, torch
+from glm_lightning.training import heap
+
+if sys.argv[1] != "0":
+    heap.keep_fewer_kernels(int(sys.argv[1]))
+before = psutil.Process().memory_info().rss
+for number in range(900):
+    states = torch.ones(2, number % 90 + 17, number // 90 + 17, dtype=torch.bfloat16)
+    torch.bmm(states, states.mT)
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this machine")
+def test_kernels_of_shapes_that_do_not_come_again_are_given_up() -> None:
+    bare = {key: value for key, value in os.environ.items() if not key.endswith("_CACHE_CAPACITY")}
+    grown = {
+        tokens: int(subprocess.check_output([sys.executable, "-c", SHAPES, str(tokens)], env=bare, encoding="utf-8"))
+        for tokens in (0, 2048)
+    }
+    assert grown[2048] < 0.7 * grown[0]
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(512, 256), (2048, 256), (4096, 512), (1 << 20, 1024)])
+def test_larger_micro_batches_keep_more_of_them(monkeypatch, tokens: int, kept: int) -> None:
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # whatever is set is undone at the end
+        monkeypatch.delenv(name)
+    heap.keep_fewer_kernels(tokens)
+    assert [os.environ[name] for name in names] == [str(kept)] * 2
+    heap.keep_fewer_kernels(1 << 14)
+    assert [os.environ[name] for name in names] == [str(kept)] * 2  # a user's own
