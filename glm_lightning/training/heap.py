@@ -22,12 +22,11 @@ SLACK = 0.2
 KEPT = 0.4
 """Share of a run's tensors that the heap was seen to keep beyond them at most, left to itself."""
 
-
 KERNELS = 256
 """Kernels of oneDNN that are kept at least: layers with LoRA take some thirty, and five for each length of a sample."""
 
-POSITIONS = 8
-"""Positions of a micro-batch for each further one: room for samples of forty that are all of different lengths."""
+POSITIONS_A_KERNEL = 8
+"""Where micro-batches are large: samples of forty positions, each of another length, take five kernels each."""
 
 
 def keep_fewer_kernels(max_tokens: int) -> None:
@@ -36,7 +35,7 @@ def keep_fewer_kernels(max_tokens: int) -> None:
     It makes one for every shape in bfloat16 and keeps it, 0.5 to 1 MB each, though the lengths of packed samples hardly
     come again. A process that has multiplied before, and a user's own setting, stay as they are.
     """
-    number = str(min(max(KERNELS, max_tokens // POSITIONS), 1024))
+    number = str(min(max(KERNELS, max_tokens // POSITIONS_A_KERNEL), 1024))
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # of the library, and of torch's layer on it
         os.environ.setdefault(name, number)
 
@@ -72,7 +71,7 @@ class Trimmed(Callback):
     """Trims the heap behind an optimizer step when the process takes `SLACK` more than it was seen to need.
 
     Micro-batches of ever other lengths leave holes that no later block fits into: untrimmed, the heap grows by them for
-    as long as new lengths come. But pages that were given back are made anew, a tenth of the time of the step that
+    as long as new lengths come. But pages that were given back are made anew, a tenth of the time of the micro-batch that
     follows, so it is not done after each. What is needed is what the process takes after the step that follows.
     """
 
