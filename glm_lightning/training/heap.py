@@ -19,8 +19,8 @@ M_MMAP_THRESHOLD = -3
 SLACK = 0.2
 """Share by which a process may outgrow what it was seen to need before its heap is trimmed."""
 
-KEPT = 0.4
-"""Share of a run's tensors that the heap was seen to keep beyond them at most, left to itself."""
+KEPT = 0.5
+"""Share of a run's tensors that the heap, trimmed or not, was seen to keep beyond them at most."""
 
 KERNELS = 256
 """Kernels of oneDNN that are kept at least: layers with LoRA take some thirty, and five for each length of a sample."""
@@ -71,8 +71,8 @@ class Trimmed(Callback):
     """Trims the heap behind an optimizer step when the process takes `SLACK` more than it was seen to need.
 
     Micro-batches of ever other lengths leave holes that no later block fits into: untrimmed, the heap grows by them for
-    as long as new lengths come. But pages that were given back are made anew, a tenth of the time of the micro-batch that
-    follows, so it is not done after each. What is needed is what the process takes after the step that follows.
+    as long as new lengths come. But pages that were given back are made anew, a tenth of the next micro-batch's time,
+    so it is not done after each step. What is needed is what the process takes after the step that follows.
     """
 
     def __init__(self) -> None:
